@@ -9,8 +9,9 @@ use super::ExecutionConfig;
 
 /// Returns the text of `.singularity.d/runscript`: the entry point, then the user's arguments or else the command.
 ///
-/// An image without entry point and command runs the arguments, and without arguments `/bin/sh`. The script begins like Apptainer's own
-/// scripts, so that tools work which recognise an OCI runscript by its beginning or read `OCI_ENTRYPOINT` and `OCI_CMD` from it. Both
+/// If the image has neither entry point nor command, the script runs the user's arguments, or `/bin/sh` if there are none. The script
+/// begins like Apptainer's own scripts, because some tools recognise an OCI runscript by its beginning, or read `OCI_ENTRYPOINT` and
+/// `OCI_CMD` from it. Both
 /// variants of the script (with and without `eval`) give the same list of arguments: the evaluated text refers to the user's arguments
 /// as variables and does not contain them.
 pub(super) fn runscript(config: &ExecutionConfig) -> String {
@@ -89,7 +90,7 @@ fn double_quoted(text: &str) -> String {
 
 /// Returns `text` as one word of shell syntax in single quotes. A single quote itself is put in double quotes.
 fn single_quoted(text: &str) -> String {
-    // Apptainer quotes a single quote in the same way. In DUCC's scripts it ends the assignment early.
+    // Apptainer quotes a single quote in the same way. In DUCC's scripts, a single quote in a value ends the assignment early.
     format!("'{}'", text.replace('\0', "").replace('\'', r#"'"'"'"#))
 }
 

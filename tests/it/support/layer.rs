@@ -8,7 +8,7 @@ use tar::{Builder, EntryType, Header};
 
 /// Default modification time of entries.
 ///
-/// Not 1970, which is the time of directories without an entry: a test must be able to see the difference.
+/// Differs from the time of directories without an entry (1970), so that a test can distinguish the two.
 const DEFAULT_MTIME: i64 = 1_500_000_000;
 
 /// Largest number that fits into the seven octal digits of owner and group.
