@@ -118,7 +118,8 @@ fn print_report(
 }
 
 /// Opens the repository directory. A missing directory is created only if `create` is set: a misspelt path must not become a
-/// new repository with new keys. When the second value is dropped, a repository that was created is deleted, unless a revision is published in it.
+/// new repository with new keys. When the second value is dropped, a repository that was created is deleted,
+/// unless a revision is published in it.
 fn open_or_create(
     arguments: &Arguments,
     create: bool,

@@ -27,7 +27,7 @@ pub enum PublishedImageError {
     #[error(transparent)]
     Argument(#[from] ArgumentError),
     /// The text refers to a file or directory, which is a source of images.
-    #[error("'{0}' is a file or directory: write the name under which the image is published, as host/name:tag")]
+    #[error("'{0}' refers to a file or directory: write the name under which the image is published, as host/name:tag")]
     Source(String),
 }
 

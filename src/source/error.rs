@@ -178,7 +178,7 @@ pub enum SourceError {
         source: NameError,
     },
     /// A blob is missing.
-    #[error("blob {digest} is missing in {path:?}")]
+    #[error("blob {digest} does not exist (expected in {path:?})")]
     MissingBlob {
         /// The blob.
         digest: Digest,

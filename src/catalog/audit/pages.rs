@@ -1,8 +1,8 @@
 //! Reads the pages of an SQLite file without SQLite.
 //!
 //! A check reads every row of every catalog, and SQLite would take several times as long as the rest of the check. This reader
-//! accepts only files that are completely intact: each page has exactly one use, each byte of a page has at most one use, keys ascend, and
-//! records have their stated length. For any deviation from the format (<https://www.sqlite.org/fileformat2.html>) it returns `None`,
+//! accepts only files that are completely intact: each page has exactly one use, each byte of a page has at most one use, keys
+//! ascend, and records have their stated length. For any deviation from the format (<https://www.sqlite.org/fileformat2.html>) it returns `None`,
 //! and SQLite then reads the file and reports the damage.
 
 use std::borrow::Cow;

@@ -11,9 +11,8 @@ use super::ExecutionConfig;
 ///
 /// If the image has neither entry point nor command, the script runs the user's arguments, or `/bin/sh` if there are none. The script
 /// begins like Apptainer's own scripts, because some tools recognise an OCI runscript by its beginning, or read `OCI_ENTRYPOINT` and
-/// `OCI_CMD` from it. Both
-/// variants of the script (with and without `eval`) give the same list of arguments: the evaluated text refers to the user's arguments
-/// as variables and does not contain them.
+/// `OCI_CMD` from it. Both variants of the script (with and without `eval`) give the same list of arguments: the evaluated text refers
+/// to the user's arguments as variables and does not contain them.
 pub(super) fn runscript(config: &ExecutionConfig) -> String {
     let entrypoint = effective_entrypoint(&config.entrypoint);
     format!(
