@@ -83,7 +83,7 @@ pub enum StoreError {
     /// Another publisher holds the lock.
     #[error("{0}")]
     InUse(#[source] RepositoryInUse),
-    /// Replacing a file failed, and the file cannot be read to find out whether it was replaced all the same.
+    /// Replacing a file failed, and the file cannot be read to find out whether it was replaced nevertheless.
     #[error("cannot tell whether '{}' was replaced, because it cannot be read", path.display())]
     Unknown {
         /// The file that was to be replaced.
