@@ -65,6 +65,14 @@ pub enum HttpError {
         /// Reason why it is rejected.
         reason: &'static str,
     },
+    /// The response does not follow the protocol.
+    #[error("{url} returned an unusable response: {reason}")]
+    InvalidResponse {
+        /// URL of the request.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The response is larger than the limit for its kind.
     #[error("{url} returned more than {limit} bytes, the limit for this kind of response")]
     TooLarge {

@@ -2,6 +2,7 @@
 
 mod error;
 mod resolver;
+mod transfer;
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -13,7 +14,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reqwest::blocking::{Client, ClientBuilder, Response};
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, USER_AGENT};
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION,
+    USER_AGENT,
+};
 use reqwest::{Method, NoProxy, Proxy, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -23,6 +27,7 @@ use crate::shortage::{cause, is_from_shortage, is_refused_thread};
 use resolver::DnsResolver;
 
 pub use error::HttpError;
+pub(crate) use transfer::{Download, DownloadPolicy, OpenedBlob, Retryable};
 
 /// Maximum number of redirects that one request follows.
 const MAX_REDIRECTS: usize = 10;
@@ -438,6 +443,35 @@ impl HttpResponse {
         text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
     }
 
+    /// Rejects a web page: proxies and login services send one with status 200.
+    pub(crate) fn refuse_web_page(&self) -> Result<(), HttpError> {
+        if self.media_type() != "text/html" {
+            return Ok(());
+        }
+        let reason = "it is a web page; perhaps a proxy or a login page intercepted the request".to_owned();
+        Err(HttpError::InvalidResponse { url: redacted(&self.url), reason })
+    }
+
+    /// Returns the body of a response after checking the byte at which it starts.
+    pub(crate) fn into_blob(self, offset: u64) -> Result<OpenedBlob, HttpError> {
+        self.refuse_web_page()?;
+        let length = self.header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+        let unusable =
+            |reason: &str| HttpError::InvalidResponse { url: redacted(&self.url), reason: reason.to_owned() };
+        let start = match self.status() {
+            206 => {
+                let range = self.header(CONTENT_RANGE.as_str()).and_then(first_byte);
+                range
+                    .filter(|&start| start == offset)
+                    .ok_or_else(|| unusable("it starts at another byte than requested"))?
+            }
+            // A server may ignore `Range` and send everything (RFC 9110, section 14.2).
+            200 => 0,
+            status => return Err(unusable(&format!("its status is {status}, not 200 or 206"))),
+        };
+        Ok(OpenedBlob { start, length, mirror: None, body: Box::new(self.response) })
+    }
+
     /// Reads a body. Fails if it is larger than `limit` bytes.
     pub(crate) fn read(self, limit: u64) -> Result<Vec<u8>, HttpError> {
         let mut body = Vec::new();
@@ -453,6 +487,14 @@ impl HttpResponse {
             false => Ok(body),
         }
     }
+}
+
+/// Returns the position of the first byte in a `Content-Range` such as `bytes 5-9/10` (RFC 9110, section 14.4).
+fn first_byte(range: &str) -> Option<u64> {
+    let (first, rest) = range.trim().strip_prefix("bytes ")?.trim().split_once('-')?;
+    let (last, _) = rest.split_once('/')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some(first)
 }
 
 /// Reads a body to its end. Fails if the end has not been reached at `until`.
@@ -496,6 +538,14 @@ mod tests {
         assert!(same("https://h.org:443/b?c"));
         for other in ["http://h.org/a", "https://h.org:8443/a", "https://cdn.h.org/a"] {
             assert!(!same(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn first_byte_of_a_content_range_is_found() {
+        assert_eq!(first_byte("bytes 2-4/*"), Some(2));
+        for wrong in ["bytes 4-2/5", "bytes */5", "2-4/5", "bytes 2-4", ""] {
+            assert_eq!(first_byte(wrong), None, "{wrong}");
         }
     }
 

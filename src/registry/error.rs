@@ -154,14 +154,6 @@ pub enum RegistryError {
         /// Whether the registry sent the length of the pause (*requested pause*). Otherwise strata chose it (*chosen pause*).
         is_requested: bool,
     },
-    /// The response does not follow the protocol.
-    #[error("{url} returned an unusable response: {reason}")]
-    InvalidResponse {
-        /// URL of the request.
-        url: String,
-        /// What is wrong with it.
-        reason: String,
-    },
     /// The content does not have the expected digest.
     #[error("{url} returned content with digest {actual} instead of {expected}")]
     WrongDigest {
@@ -286,9 +278,7 @@ impl RegistryError {
         match self {
             error if error.is_local() => false,
             Self::Http(_) | Self::Link { .. } | Self::NotFound { .. } => true,
-            Self::Unauthorized { .. } | Self::Challenge { .. } | Self::Status { .. } | Self::InvalidResponse { .. } => {
-                true
-            }
+            Self::Unauthorized { .. } | Self::Challenge { .. } | Self::Status { .. } => true,
             Self::WrongDigest { .. } | Self::Range { .. } => true,
             Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => false,
             Self::Helper { .. } | Self::Url(_) | Self::PushToDigest { .. } => false,

@@ -14,7 +14,9 @@ use super::endpoint::Endpoint;
 use super::error::{ErrorBody, RegistryError};
 use super::limits::{Host, Permit, exhausted, lock, retry_after};
 use super::token::{SharedTokenSlot, TokenResponse, TokenSlot};
-use crate::http::{HttpResponse, Request, RequestBody, ResponseDeadline, authority, redacted, speaks_no_tls};
+use crate::http::{
+    HttpError, HttpResponse, Request, RequestBody, ResponseDeadline, authority, redacted, speaks_no_tls,
+};
 
 /// Maximum size of the response of a token service in bytes.
 const MAX_TOKEN_RESPONSE: u64 = 1 << 20;
@@ -256,7 +258,7 @@ impl Exchange<'_> {
         let label = RequestLabel { what: &what, mirror: self.endpoint.mirror.as_deref() };
         let response = self.shared.check_status(response, &realm, label, || Ok(found.origin))?;
         let url = redacted(&response.url);
-        let unusable = |reason: &str| RegistryError::InvalidResponse { url: url.clone(), reason: reason.to_owned() };
+        let unusable = |reason: &str| HttpError::InvalidResponse { url: url.clone(), reason: reason.to_owned() };
         let token: TokenResponse = serde_json::from_slice(&response.read(MAX_TOKEN_RESPONSE)?)
             .map_err(|_| unusable("it is not the JSON of a token response"))?;
         let value = token.authorization().ok_or_else(|| unusable("it contains no token"))?;

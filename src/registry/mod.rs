@@ -23,20 +23,22 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod token;
-mod transfer;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap};
+use reqwest::header::HeaderMap;
 use reqwest::{Method, Url};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
 use crate::cancel::Cancellation;
-use crate::http::{ClientSettings, HostLimits, Http, HttpResponse, Proxies, Request, redacted};
+use crate::http::{
+    ClientSettings, DownloadPolicy, HostLimits, Http, HttpError, HttpResponse, OpenedBlob, Proxies, Request, Retryable,
+    redacted,
+};
 use crate::image::{
     Digest, Document, ImageName, ImageReference, MAX_DOCUMENT_SIZE, is_repository, is_schema_1, is_tag,
 };
@@ -49,8 +51,8 @@ use endpoint::{Endpoint, endpoints, remote_authority, remote_repository};
 use exchange::{Call, RequestLabel};
 use limits::{Host, Hosts};
 use token::Tokens;
-use transfer::{DownloadPolicy, OpenedBlob, Retryable};
 
+pub(crate) use crate::http::Download;
 pub use crate::http::{DEFAULT_MINIMUM_RATE, DEFAULT_REQUEST_TIMEOUT, TimeLimits};
 pub use ducc::EnvironmentLookup;
 pub use error::{ErrorBody, RegistryError};
@@ -60,7 +62,6 @@ pub(crate) use retry::RetryBudget;
 pub use settings::{
     DEFAULT_CONNECTIONS, DEFAULT_PATIENCE, RegistriesSettings, RegistrySettings, RequestSettings, Secret,
 };
-pub(crate) use transfer::Download;
 
 /// Media types of manifests that are accepted. They are sent in one `Accept` header, because some registries read only the first.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
@@ -489,7 +490,7 @@ impl Registries {
             // The permit for this request is dropped at the end of this function. The caller holds the permit for the whole
             // download.
             let (response, _permit) = self.shared.exchange(endpoint, url, &call, &allowance)?;
-            Ok(OpenedBlob { mirror: endpoint.mirror.clone(), ..opened(response, offset)? })
+            Ok(OpenedBlob { mirror: endpoint.mirror.clone(), ..response.into_blob(offset)? })
         })
     }
 }
@@ -525,18 +526,9 @@ fn content_digest(response: &HttpResponse) -> Option<Digest> {
     response.header("docker-content-digest")?.parse().ok()
 }
 
-/// Rejects a web page: proxies and login services send one with status 200.
-fn refuse_web_page(response: &HttpResponse) -> Result<(), RegistryError> {
-    if response.media_type() != "text/html" {
-        return Ok(());
-    }
-    let reason = "it is a web page; perhaps a proxy or a login page intercepted the request".to_owned();
-    Err(RegistryError::InvalidResponse { url: redacted(&response.url), reason })
-}
-
 /// Reads a manifest, index or config of up to [`MAX_DOCUMENT_SIZE`] bytes.
 fn document(response: HttpResponse) -> Result<Vec<u8>, RegistryError> {
-    refuse_web_page(&response)?;
+    response.refuse_web_page()?;
     Ok(response.read(MAX_DOCUMENT_SIZE)?)
 }
 
@@ -546,37 +538,9 @@ fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> 
 }
 
 fn json<T: DeserializeOwned>(response: HttpResponse, limit: u64) -> Result<T, RegistryError> {
-    refuse_web_page(&response)?;
+    response.refuse_web_page()?;
     let (url, reason) = (redacted(&response.url), "it is not the expected JSON".to_owned());
-    serde_json::from_slice(&response.read(limit)?).map_err(|_| RegistryError::InvalidResponse { url, reason })
-}
-
-/// Returns the body of a response after checking the byte at which it starts.
-fn opened(response: HttpResponse, offset: u64) -> Result<OpenedBlob, RegistryError> {
-    refuse_web_page(&response)?;
-    let length = response.header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
-    let unusable =
-        |reason: &str| RegistryError::InvalidResponse { url: redacted(&response.url), reason: reason.to_owned() };
-    let start = match response.status() {
-        206 => {
-            let range = response.header(CONTENT_RANGE.as_str()).and_then(first_byte);
-            range
-                .filter(|&start| start == offset)
-                .ok_or_else(|| unusable("it starts at another byte than requested"))?
-        }
-        // A server may ignore `Range` and send everything (RFC 9110, section 14.2).
-        200 => 0,
-        status => return Err(unusable(&format!("its status is {status}, not 200 or 206"))),
-    };
-    Ok(OpenedBlob { start, length, mirror: None, body: Box::new(response.response) })
-}
-
-/// Returns the position of the first byte in a `Content-Range` such as `bytes 5-9/10` (RFC 9110, section 14.4).
-fn first_byte(range: &str) -> Option<u64> {
-    let (first, rest) = range.trim().strip_prefix("bytes ")?.trim().split_once('-')?;
-    let (last, _) = rest.split_once('/')?;
-    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-    (first <= last).then_some(first)
+    serde_json::from_slice(&response.read(limit)?).map_err(|_| HttpError::InvalidResponse { url, reason }.into())
 }
 
 impl Retryable for RegistryError {

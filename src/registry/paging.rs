@@ -6,7 +6,7 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, LINK};
 
 use super::error::RegistryError;
-use crate::http::{is_same_origin, redacted};
+use crate::http::{HttpError, is_same_origin, redacted};
 use crate::observer::Reporter;
 
 /// Maximum number of pages of one list.
@@ -65,13 +65,13 @@ pub(super) fn collect(
     let (mut names, mut seen) = (BTreeSet::new(), HashSet::new());
     let mut next = Some(first);
     while let Some(url) = next {
-        let refuse = |reason: &str| RegistryError::InvalidResponse { url: redacted(&url), reason: reason.to_owned() };
+        let refuse = |reason: &str| HttpError::InvalidResponse { url: redacted(&url), reason: reason.to_owned() };
         // A page that links to itself would never end.
         if !seen.insert(url.to_string()) {
-            return Err(refuse("the next page of the list is one that was already read"));
+            return Err(refuse("the next page of the list is one that was already read").into());
         }
         if seen.len() > MAX_PAGES || names.len() > MAX_NAMES {
-            return Err(refuse("the list has more than 10000 pages or 1000000 names"));
+            return Err(refuse("the list has more than 10000 pages or 1000000 names").into());
         }
         let (found, after) = page(&url)?;
         let (valid, wrong): (Vec<_>, Vec<_>) = found.into_iter().partition(|name| is_valid(name));

@@ -13,7 +13,7 @@ use super::exchange::Call;
 use super::{
     MANIFEST_TYPES, Registries, RegistriesSettings, RegistryError, RetryBudget, Transport, content_digest, document,
 };
-use crate::http::{HttpResponse, RequestBody, is_same_origin, redacted, redirect_target};
+use crate::http::{HttpError, HttpResponse, RequestBody, is_same_origin, redacted, redirect_target};
 use crate::image::{Digest, ImageName, ImageReference};
 
 /// Environment variable with the password for pushing, as in DUCC.
@@ -187,7 +187,7 @@ impl Push<'_> {
 fn upload_location(response: &HttpResponse) -> Result<Url, RegistryError> {
     let reason = "it has no Location header for the upload".to_owned();
     let location = response.header(LOCATION.as_str());
-    let location = location.ok_or_else(|| RegistryError::InvalidResponse { url: redacted(&response.url), reason })?;
+    let location = location.ok_or_else(|| HttpError::InvalidResponse { url: redacted(&response.url), reason })?;
     // distribution-spec: the location may be absolute or relative.
     redirect_target(&response.url, location)
         .map_err(|reason| RegistryError::Link { url: redacted(&response.url), reason })

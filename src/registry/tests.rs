@@ -451,12 +451,8 @@ fn blob_starts_at_the_requested_offset_or_reports_another() {
     let opened = open(2).unwrap();
     assert_eq!((opened.start, opened.length), (2, Some(3)));
     assert_eq!(open(1).unwrap().start, 0);
-    assert!(matches!(open(3).err(), Some(RegistryError::InvalidResponse { .. })));
+    assert!(matches!(open(3).err(), Some(RegistryError::Http(HttpError::InvalidResponse { .. }))));
     assert!(matches!(open(9).err(), Some(RegistryError::Range { offset: 9, .. })));
-    assert_eq!(first_byte("bytes 2-4/*"), Some(2));
-    for wrong in ["bytes 4-2/5", "bytes */5", "2-4/5", "bytes 2-4", ""] {
-        assert_eq!(first_byte(wrong), None, "{wrong}");
-    }
 }
 
 #[test]
@@ -500,7 +496,7 @@ fn lists_are_read_page_by_page() {
     assert_eq!(tags("empty").unwrap(), [""; 0]);
     assert!(tags("absent").unwrap_err().is_not_found());
     assert!(matches!(tags("away"), Err(RegistryError::Link { .. })));
-    assert!(matches!(tags("odd"), Err(RegistryError::InvalidResponse { .. })));
+    assert!(matches!(tags("odd"), Err(RegistryError::Http(HttpError::InvalidResponse { .. }))));
     assert_eq!(client.registries.repositories(&server.address, Transport::Plain).unwrap(), ["team/image"]);
 }
 
@@ -515,7 +511,7 @@ fn json_page_contains_the_url_of_the_next_page() {
     let get = |path: &str, shown_as| client.registries.get_json(&format!("http://{}{path}", server.address), shown_as);
     let page = get("/api?page=1", AuthScheme::Basic).unwrap();
     assert_eq!((page.body, page.next), (json!([1]), Some(format!("http://{}/api?page=2", server.address))));
-    assert!(matches!(get("/page", AuthScheme::Bearer), Err(RegistryError::InvalidResponse { .. })));
+    assert!(matches!(get("/page", AuthScheme::Bearer), Err(RegistryError::Http(HttpError::InvalidResponse { .. }))));
     assert!(matches!(get("/other", AuthScheme::Bearer), Err(RegistryError::Unauthorized { status: 403, .. })));
     let shown: Vec<_> = server.requests().iter().map(|asked| asked.authorization().unwrap().to_owned()).collect();
     assert_eq!(shown, [basic("robot"), "Bearer hunter2".to_owned(), "Bearer hunter2".to_owned()]);

@@ -6,11 +6,13 @@ mod content;
 mod inside;
 mod rows;
 mod trees;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fmt;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -20,7 +22,8 @@ use crate::cache::{ByteCache, CacheValue};
 use crate::catalog::{Catalog, CatalogEntry, CatalogError, CatalogReference, HistoryError, Tag, read_tags};
 use crate::layout;
 use crate::manifest::{
-    Certificate, ManifestError, RepositoryManifest, RepositoryName, certificate::CertificateError, letter::LetterError,
+    FrontPageError, ManifestError, RepositoryManifest, RepositoryName, certificate::CertificateError,
+    letter::LetterError,
 };
 use crate::message::causes;
 use crate::object::{ObjectHash, ObjectKind, SizeLimit};
@@ -30,6 +33,7 @@ use crate::threads::ThreadsError;
 
 pub use rows::{LocatedDirectory, NamedRow, Row};
 pub use trees::{ReadCatalog, ReadTree, read_tree};
+pub use trust::{NewestRevision, Trust};
 
 /// Errors from reading a repository.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +67,32 @@ pub enum RepositoryError {
     /// The manifest was not signed with the certificate's key.
     #[error("the signature of the manifest of '{0}' does not match its certificate")]
     Signature(RepositoryName, #[source] LetterError),
+    /// The store has no whitelist.
+    #[error("repository '{0}' has no whitelist (.cvmfswhitelist)")]
+    NoWhitelist(RepositoryName),
+    /// No master key vouches for the manifest.
+    #[error("the manifest of '{0}' is not trusted")]
+    Untrusted(RepositoryName, #[source] FrontPageError),
+    /// The manifest is older than one that was read before.
+    #[error(
+        "the manifest of '{name}' is of revision {revision}, but revision {seen} was read before: the server is out of date, or someone replays an old state"
+    )]
+    OldManifest {
+        /// The repository.
+        name: RepositoryName,
+        /// Revision of the manifest.
+        revision: u64,
+        /// The newest revision that was read before.
+        seen: u64,
+    },
+    /// The file with the number of the newest revision cannot be written.
+    #[error("cannot write the number of the newest revision to '{}'", path.display())]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
     /// The object of a catalog is missing or damaged.
     #[error("cannot read the catalog of {path}; to repair it, {}", repair(path))]
     BrokenCatalog {
@@ -210,6 +240,7 @@ impl CacheValue for Arc<Catalog> {
 #[derive(Debug, Clone)]
 pub struct Repository {
     store: SharedStore,
+    trust: Arc<Trust>,
     /// The manifest of the head, also if this value is another revision.
     manifest: RepositoryManifest,
     root: CatalogReference,
@@ -220,15 +251,19 @@ pub struct Repository {
 impl Repository {
     /// Opens the head of the repository `name`.
     pub fn open(store: impl Into<SharedStore>, name: &RepositoryName) -> Result<Self, RepositoryError> {
-        let store = store.into();
-        let manifest = read_manifest(&store, name)?;
+        Self::open_trusted(store.into(), name, Trust::Storage)
+    }
+
+    /// Opens the head of the repository `name`, whose manifest is verified as `trust` says.
+    pub fn open_trusted(store: SharedStore, name: &RepositoryName, trust: Trust) -> Result<Self, RepositoryError> {
+        let manifest = trust.read_manifest(&store, name)?;
         let catalogs = Arc::new(ByteCache::new(CATALOG_CACHE));
-        Ok(Self { root: root_of(&manifest), store, manifest, catalogs })
+        Ok(Self { root: root_of(&manifest), store, trust: Arc::new(trust), manifest, catalogs })
     }
 
     /// Opens the current head, which may be newer than this revision.
     pub fn open_head(&self) -> Result<Self, RepositoryError> {
-        let manifest = read_manifest(&self.store, &self.manifest.name)?;
+        let manifest = self.trust.read_manifest(&self.store, &self.manifest.name)?;
         Ok(Self { root: root_of(&manifest), manifest, ..self.clone() })
     }
 
@@ -482,24 +517,6 @@ pub fn client_variable(name: &[u8]) -> Option<Vec<u8>> {
 fn root_of(manifest: &RepositoryManifest) -> CatalogReference {
     CatalogReference { hash: manifest.root_catalog, size: manifest.catalog_size.unwrap_or(0) }
 }
-
-/// Reads the manifest of the head and verifies it with its certificate.
-fn read_manifest(store: &SharedStore, name: &RepositoryName) -> Result<RepositoryManifest, RepositoryError> {
-    let bytes = store.read_file(".cvmfspublished")?.ok_or_else(|| RepositoryError::NoManifest(name.clone()))?;
-    let signed = RepositoryManifest::parse(&bytes).map_err(|error| RepositoryError::Manifest(name.clone(), error))?;
-    if signed.manifest.name != *name {
-        return Err(RepositoryError::WrongName { expected: name.clone(), actual: signed.manifest.name });
-    }
-    let certificate = signed.manifest.certificate;
-    let pem = store.read_decoded(certificate, ObjectKind::Certificate, CERTIFICATE_LIMIT);
-    let pem = pem.map_err(RepositoryError::of_root_object("certificate"))?;
-    let certificate = Certificate::parse(&pem).map_err(|error| RepositoryError::Certificate(certificate, error))?;
-    signed.verify(&certificate).map_err(|error| RepositoryError::Signature(name.clone(), error))?;
-    Ok(signed.manifest)
-}
-
-/// Maximum size of a decompressed certificate.
-const CERTIFICATE_LIMIT: SizeLimit = SizeLimit::of(1 << 20);
 
 /// Maximum size of a reflog in bytes.
 pub(crate) const REFLOG_LIMIT: u64 = 1 << 30;
