@@ -54,6 +54,7 @@ pub mod preview;
 pub mod progress;
 pub mod publish;
 pub mod registry;
+pub mod remote;
 pub mod repository;
 pub mod revise;
 pub mod settings;

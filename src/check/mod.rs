@@ -127,6 +127,8 @@ pub struct CheckedRepository {
     pub master_keys: Vec<PublicKey>,
     /// Hash of the reflog that `cvmfs_server` on this machine has recorded.
     pub reflog_checksum: Option<ObjectHash>,
+    /// Whether the storage has the reflog of the repository. A replica has a reflog of its own.
+    pub has_reflog: bool,
     /// Facts about what cannot be checked.
     pub warnings: Vec<String>,
 }
@@ -157,7 +159,7 @@ impl CheckedRepository {
             None
         });
         let store = DirectoryStore::at(&directory.storage_path()).with_reporter(directory.reporter()).into();
-        Ok(Self { store, name: directory.name().clone(), master_keys, reflog_checksum, warnings })
+        Ok(Self { store, name: directory.name().clone(), master_keys, reflog_checksum, has_reflog: true, warnings })
     }
 }
 
@@ -219,7 +221,9 @@ impl Check<'_> {
             return Ok(report);
         };
         let tags = manifest.history.map(|hash| self.check_tags(hash, &manifest, &references)).unwrap_or_default();
-        self.check_reflog(&manifest);
+        if self.repository.has_reflog {
+            self.check_reflog(&manifest);
+        }
         let scope = match &self.options.path {
             Some(path) => {
                 let size = manifest.catalog_size.unwrap_or(0);

@@ -19,6 +19,7 @@ use strata::layout::ChainSelection;
 use strata::message::shortened;
 use strata::metadata::Timestamp;
 use strata::publish::PublishOptions;
+use strata::remote::{RemoteError, RemoteRepository};
 use strata::repository::RevisionSelector;
 use strata::source::{ImageArgument, PlatformSelection};
 use strata::work::ConvertOptions;
@@ -27,6 +28,7 @@ use super::failure::UsageError;
 use super::interrupt::cancellation;
 use super::progress::reporter;
 use super::published::PublishedImage;
+use super::target::Target;
 use super::terminal;
 
 /// The version, and whether this build includes the optional library ISA-L.
@@ -40,9 +42,13 @@ const LONG_VERSION: &str = if cfg!(feature = "isal") {
 #[derive(Debug, Parser)]
 #[command(version, long_version = LONG_VERSION, propagate_version = true, max_term_width = 100)]
 pub struct Arguments {
-    /// Directory of the repository [env: STRATA_REPO] [default: the current directory]
-    #[arg(long, global = true, value_name = "DIR")]
+    /// Directory of the repository, or its URL for commands that only read; URLs of several servers are separated by ';' [env:
+    /// STRATA_REPO] [default: the current directory]
+    #[arg(long, global = true, value_name = "DIR|URL")]
     pub repo: Option<PathBuf>,
+    /// Master key that must have signed the whitelist of a repository that is read by its URL; may be repeated
+    #[arg(long, global = true, value_name = "FILE")]
+    pub public_key: Vec<PathBuf>,
     /// Print results as JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -318,9 +324,13 @@ pub struct Mount {
     /// Allow access by other users, as far as file permissions allow it
     #[arg(long)]
     pub allow_other: bool,
-    /// Directory for temporary files with decompressed objects above 16 MiB [default: the system's temporary directory]
+    /// Directory for temporary files with decompressed objects above 16 MiB [default: the system's temporary directory] and, with a
+    /// URL, for objects, which are kept for the next mount [default: strata in the user's cache directory]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
+    /// Maximum size of the objects of a repository that is read by its URL, in the cache directory
+    #[arg(long, value_name = "SIZE", default_value = "4GB")]
+    pub cache_size: ByteSize,
 }
 
 /// Arguments of `strata preview`.
@@ -424,11 +434,49 @@ impl Arguments {
         self.repo.as_deref().unwrap_or(Path::new("."))
     }
 
-    /// Opens the directory of the repository.
-    pub fn directory(&self) -> Result<RepositoryDirectory, DirectoryError> {
-        Ok(RepositoryDirectory::open(self.directory_path())?
-            .with_reporter(&reporter())
-            .with_cancellation(cancellation()))
+    /// Returns the URL of the repository, if it is named by a URL.
+    pub fn url(&self) -> Option<&str> {
+        self.repo.as_deref().and_then(Path::to_str).filter(|text| RemoteRepository::is_url(text))
+    }
+
+    /// Opens the directory of the repository, for a command that needs more than its storage.
+    pub fn directory(&self) -> anyhow::Result<RepositoryDirectory> {
+        self.require_directory()?;
+        Ok(self.open_directory()?)
+    }
+
+    /// Opens the directory of the repository, whose path is not a URL.
+    pub fn open_directory(&self) -> Result<RepositoryDirectory, DirectoryError> {
+        let directory = RepositoryDirectory::open(self.directory_path())?;
+        Ok(directory.with_reporter(&reporter()).with_cancellation(cancellation()))
+    }
+
+    /// Returns an error if the repository is named by a URL.
+    pub fn require_directory(&self) -> Result<(), UsageError> {
+        match self.url() {
+            Some(url) => {
+                Err(UsageError(format!("this command needs the directory of the repository, not its URL {url}")))
+            }
+            None if !self.public_key.is_empty() => {
+                Err(UsageError("--public-key requires --repo with the URL of a repository".to_owned()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Opens the repository for a command that only reads it.
+    pub fn target(&self) -> anyhow::Result<Target> {
+        Ok(match self.url() {
+            Some(url) => Target::Remote(self.remote(url)?),
+            None => Target::Directory(self.directory()?),
+        })
+    }
+
+    fn remote(&self, url: &str) -> anyhow::Result<RemoteRepository> {
+        match RemoteRepository::new(url, &self.public_key, &reporter(), cancellation()) {
+            Err(error @ (RemoteError::Url { .. } | RemoteError::NoKey)) => Err(UsageError(error.to_string()).into()),
+            remote => Ok(remote?),
+        }
     }
 }
 

@@ -5,15 +5,13 @@ use std::process::ExitCode;
 use serde_json::json;
 use strata::consumer::bundle::{Bundle as RuntimeBundle, BundleOptions};
 use strata::message::on_one_line;
-use strata::repository::Repository;
 
 use super::arguments::{Arguments, Bundle};
 use super::print_line;
 
 /// Writes a bundle for an OCI runtime.
 pub fn run(arguments: &Arguments, command: &Bundle) -> anyhow::Result<ExitCode> {
-    let directory = arguments.directory()?;
-    let repository = Repository::open(directory.store()?, directory.name())?;
+    let repository = arguments.target()?.head()?;
     let place = command.image.place(&repository, command.platform.as_ref())?;
     let ids = || (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let options = BundleOptions {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use serde_json::{Value, json};
-use strata::check::{CheckOptions, CheckReport, CheckedRepository, check};
+use strata::check::{CheckOptions, CheckReport, check};
 use strata::metadata::Timestamp;
 use strata::progress::Progress;
 
@@ -18,9 +18,9 @@ use super::published::PublishedImage;
 /// Checks the repository or a part of it.
 pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
     super::interrupt::watch_reader();
-    let directory = arguments.directory()?;
+    let target = arguments.target()?;
     if let Some(image) = command.path.as_ref().and_then(|path| path.parse::<PublishedImage>().ok()) {
-        image.compare_digest(&directory)?;
+        image.compare_digest(&target)?;
     }
     let options = CheckOptions {
         path: command.path.clone(),
@@ -31,7 +31,7 @@ pub fn run(arguments: &Arguments, command: &Check) -> anyhow::Result<ExitCode> {
     };
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    let report = check(&CheckedRepository::of_directory(&directory)?, &options, &progress);
+    let report = check(&target.checked()?, &options, &progress);
     drop(display);
     let report = report?;
     report.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));

@@ -124,7 +124,8 @@ fn open_or_create(
     arguments: &Arguments,
     create: bool,
 ) -> anyhow::Result<(RepositoryDirectory, Option<UnfinishedFiles>)> {
-    match arguments.directory() {
+    arguments.require_directory()?;
+    match arguments.open_directory() {
         Err(DirectoryError::NoDirectory(path)) if create => {
             create_at(&path).map(|(directory, unfinished)| (directory, Some(unfinished)))
         }

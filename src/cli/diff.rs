@@ -11,7 +11,7 @@ use strata::directory::RepositoryDirectory;
 use strata::image::Digest;
 use strata::path::EntryPath;
 use strata::progress::Progress;
-use strata::repository::{Repository, RevisionSelector};
+use strata::repository::RevisionSelector;
 use strata::source::{ArgumentError, ImageArgument, PlatformRequest, PlatformSelection};
 use strata::stage::{ImageOptions, Request};
 use strata::work::{Rehearsal, rehearse};
@@ -23,21 +23,15 @@ use super::{print, print_line};
 
 /// Prints the differences between two revisions, or what converting an image would change.
 pub fn run(arguments: &Arguments, command: &Diff) -> anyhow::Result<ExitCode> {
-    let directory = arguments.directory()?;
     let differs = match &command.to {
-        Some(to) => revisions(arguments, &directory, &command.what, to)?,
-        None => image(arguments, &directory, command)?,
+        Some(to) => revisions(arguments, &command.what, to)?,
+        None => image(arguments, &arguments.directory()?, command)?,
     };
     Ok(if differs { ExitCode::from(FINDINGS) } else { ExitCode::SUCCESS })
 }
 
-fn revisions(
-    arguments: &Arguments,
-    directory: &RepositoryDirectory,
-    from: &str,
-    to: &RevisionSelector,
-) -> anyhow::Result<bool> {
-    let head = Repository::open(directory.store()?, directory.name())?;
+fn revisions(arguments: &Arguments, from: &str, to: &RevisionSelector) -> anyhow::Result<bool> {
+    let head = arguments.target()?.head()?;
     let Ok(from) = from.parse::<RevisionSelector>();
     let (old, new) = (head.open_at(&from)?, head.open_at(to)?);
     let (from, to) = (old.revision()?, new.revision()?);

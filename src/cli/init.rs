@@ -20,6 +20,7 @@ use super::{print, print_line};
 /// Creates a repository.
 pub fn run(arguments: &Arguments, init: &Init) -> anyhow::Result<ExitCode> {
     let name = RepositoryName::for_new_repository(&init.fqrn).map_err(|error| UsageError(error.to_string()))?;
+    arguments.require_directory()?;
     let path = arguments.repo.clone().unwrap_or_else(|| PathBuf::from(name.as_str()));
     let mut settings = Settings::new(name);
     if let Some(storage) = &init.storage {

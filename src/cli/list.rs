@@ -17,10 +17,10 @@ use super::print_line;
 /// Lists the images of the repository, or the trees that no image uses.
 pub fn run(arguments: &Arguments, list: &List) -> anyhow::Result<ExitCode> {
     super::interrupt::watch_reader();
-    let directory = arguments.directory()?;
-    let repository = Repository::open(directory.store()?, directory.name())?;
+    let target = arguments.target()?;
+    let repository = target.head()?;
     match list.unused {
-        true => unused(arguments, &directory, &repository)?,
+        true => unused(arguments, target.directory(), &repository)?,
         false => images(arguments, &repository)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -44,7 +44,11 @@ fn images(arguments: &Arguments, repository: &Repository) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn unused(arguments: &Arguments, directory: &RepositoryDirectory, repository: &Repository) -> anyhow::Result<()> {
+fn unused(
+    arguments: &Arguments,
+    directory: Option<&RepositoryDirectory>,
+    repository: &Repository,
+) -> anyhow::Result<()> {
     let trees = unused_trees(repository)?;
     let seen = first_seen(directory, &trees);
     let since = |tree: &UnusedTree| match &tree.last_use {
@@ -69,9 +73,11 @@ fn unused(arguments: &Arguments, directory: &RepositoryDirectory, repository: &R
 
 /// Returns when the trees without a record in the repository were first found to be unused. For a tree that an earlier call
 /// found, this time is in the state database; for all others it is the current time, which is recorded there.
-fn first_seen(directory: &RepositoryDirectory, trees: &[UnusedTree]) -> BTreeMap<String, i64> {
+fn first_seen(directory: Option<&RepositoryDirectory>, trees: &[UnusedTree]) -> BTreeMap<String, i64> {
     let unnoted = trees.iter().filter(|tree| tree.last_use.is_none()).map(|tree| tree.path.to_string());
     let (unnoted, now): (Vec<String>, i64) = (unnoted.collect(), Timestamp::now().seconds);
+    // A repository that is read by its URL has no state here, in which an earlier time could be.
+    let Some(directory) = directory else { return unnoted.into_iter().map(|tree| (tree, now)).collect() };
     // The state database must forget trees that are used again, but it is not created only for that.
     if unnoted.is_empty() && !directory.has_state() {
         return BTreeMap::new();

@@ -18,6 +18,7 @@ pub mod progress;
 pub mod published;
 pub mod show;
 pub mod sync;
+mod target;
 pub mod terminal;
 pub mod timings;
 pub mod verify;

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::OnceLock;
 use std::thread;
@@ -10,31 +11,31 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use strata::directory::RepositoryDirectory;
 use strata::message::causes;
 use strata::metadata::Timestamp;
 use strata::mount::{Mount, MountOptions, MountPoint, Unmounted};
 use strata::path::EntryPath;
-use strata::repository::{Repository, RevisionSelector};
+use strata::repository::RevisionSelector;
 
 use super::arguments::{Arguments, Mount as MountArguments};
 use super::failure::UsageError;
 use super::interrupt::{SAME_SIGNAL, print_now};
+use super::target::Target;
 
 /// Mounts the repository until it is unmounted or a signal ends the program.
 pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<ExitCode> {
-    let directory = arguments.directory()?;
+    let target = with_cache(arguments.target()?, mount)?;
     let point = match (&mount.tag, mount.revision) {
         (Some(tag), _) => RevisionSelector::Tag(tag.clone()),
         (_, Some(number)) => RevisionSelector::Revision(number),
         _ => RevisionSelector::Head,
     };
-    let head = Repository::open(directory.store()?, directory.name())?;
+    let head = target.head()?;
     let repository = head.open_at(&point)?;
     let path = EntryPath::normalise(mount.path.as_encoded_bytes()).map_err(|error| UsageError(error.to_string()))?;
     let options = MountOptions {
         path,
-        follow: point == RevisionSelector::Head,
+        follow: (point == RevisionSelector::Head).then(|| target.head_check_interval()),
         allow_other: mount.allow_other,
         cache: mount.cache.clone(),
         threads: answering_threads(),
@@ -47,31 +48,45 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
     let _guard = guard(&point)?;
     tracing::info!(
         "revision {revision} of {} is mounted at '{}' until it is unmounted or strata is interrupted",
-        directory.name(),
+        target.name(),
         point.path().display()
     );
-    warn_of_expiry(directory);
+    warn_of_expiry(target);
     let unmount = move || signals.forever().for_each(|_| end(&point));
     thread::Builder::new().spawn(unmount).context("cannot start a thread that waits for signals")?;
     mounted.wait();
     Ok(ExitCode::SUCCESS)
 }
 
+/// Lets a repository that is read by its URL keep its objects in a cache directory.
+fn with_cache(target: Target, mount: &MountArguments) -> anyhow::Result<Target> {
+    let Target::Remote(remote) = target else { return Ok(target) };
+    let Some(directory) = mount.cache.clone().or_else(user_cache) else { return Ok(Target::Remote(remote)) };
+    Ok(Target::Remote(remote.with_cache(&directory, mount.cache_size.as_u64())?))
+}
+
+/// Returns the cache directory of the user (XDG Base Directory Specification), if the environment names one.
+fn user_cache() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+    cache.map(|cache| cache.join("strata"))
+}
+
 /// Interval between two checks of the whitelist.
 const WHITELIST_CHECK_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// Warns of a whitelist that expires soon, now and once a day, because a mount may stay for months.
-fn warn_of_expiry(directory: RepositoryDirectory) {
-    let warn = |directory: &RepositoryDirectory| {
-        if let Some(warning) = directory.whitelist_warning(Timestamp::now()) {
+fn warn_of_expiry(target: Target) {
+    let warn = |target: &Target| {
+        if let Some(warning) = target.whitelist_warning(Timestamp::now()) {
             tracing::warn!("{warning}");
         }
     };
-    warn(&directory);
+    warn(&target);
     let warn_daily = move || {
         loop {
             thread::sleep(WHITELIST_CHECK_INTERVAL);
-            warn(&directory);
+            warn(&target);
         }
     };
     // If no thread can be started, the mount still works, but no further warnings are printed.

@@ -3,7 +3,6 @@
 use std::str::FromStr;
 
 use anyhow::bail;
-use strata::directory::RepositoryDirectory;
 use strata::image::{Digest, ImageName, ImageReference, Platform};
 use strata::inventory::{self, InventoryError};
 use strata::layout::ImagePlace;
@@ -11,6 +10,7 @@ use strata::repository::Repository;
 use strata::source::{ArgumentError, ImageArgument};
 
 use super::failure::UsageError;
+use super::target::Target;
 
 /// An image of the repository: `host/name:tag`, optionally with a registry prefix such as `docker://`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,9 +65,9 @@ impl PublishedImage {
 
     /// Checks the digest that the argument states in addition to the tag. Returns an error if the image is published with another
     /// digest.
-    pub fn compare_digest(&self, directory: &RepositoryDirectory) -> anyhow::Result<()> {
+    pub fn compare_digest(&self, target: &Target) -> anyhow::Result<()> {
         if self.digest_beside_tag().is_some() {
-            self.places(&Repository::open(directory.store()?, directory.name())?)?;
+            self.places(&target.head()?)?;
         }
         Ok(())
     }

@@ -7,7 +7,6 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 use strata::consumer::PublishedImage;
 use strata::describe::{ImageDetails, describe};
-use strata::directory::RepositoryDirectory;
 use strata::layout::ImagePlace;
 use strata::manifest::Whitelist;
 use strata::message::{causes, on_one_line};
@@ -16,19 +15,20 @@ use strata::repository::Repository;
 
 use super::arguments::{Arguments, Info};
 use super::hint::how_to_mount;
+use super::target::Target;
 use super::{print, print_line};
 
 /// Prints information about the repository or about one image.
 pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
     super::interrupt::watch_reader();
-    let directory = arguments.directory()?;
-    let repository = Repository::open(directory.store()?, directory.name())?;
+    let target = arguments.target()?;
+    let repository = target.head()?;
     match &info.image {
         None => {
-            if let Some(warning) = directory.whitelist_warning(Timestamp::now()) {
+            if let Some(warning) = target.whitelist_warning(Timestamp::now()) {
                 tracing::warn!("{warning}");
             }
-            repository_info(arguments, &directory, &repository)?;
+            repository_info(arguments, &target, &repository)?;
         }
         Some(image) => {
             for place in image.places(&repository)? {
@@ -48,16 +48,13 @@ pub fn info(arguments: &Arguments, info: &Info) -> anyhow::Result<ExitCode> {
 }
 
 /// Prints information about the repository.
-fn repository_info(
-    arguments: &Arguments,
-    directory: &RepositoryDirectory,
-    repository: &Repository,
-) -> anyhow::Result<()> {
+fn repository_info(arguments: &Arguments, target: &Target, repository: &Repository) -> anyhow::Result<()> {
     let (manifest, root) = (repository.manifest(), repository.root()?);
     let totals = root.total_counters();
     let published = Timestamp { seconds: manifest.published.unwrap_or(0), nanoseconds: 0 };
     // An invalid whitelist must not prevent the rest of the output.
-    let list = directory.whitelist();
+    let list = target.whitelist();
+    let compression = target.directory().map(|directory| directory.settings().compression);
     let expiry = |list: &Whitelist| Timestamp { seconds: list.expires(), nanoseconds: 0 }.to_string();
     if arguments.json {
         let value = json!({
@@ -68,7 +65,7 @@ fn repository_info(
             "entries": totals.entries(),
             "file-bytes": totals.file_size(),
             "catalogs": totals.nested() + 1,
-            "compression": directory.settings().compression.to_string(),
+            "compression": compression.map(|compression| compression.to_string()),
             "whitelist-expires": list.ok().flatten().as_ref().map(expiry),
         });
         print_line(format_args!("{value}"))?;
@@ -82,18 +79,24 @@ fn repository_info(
         "files         {} (each hard link counted)",
         ByteSize(totals.file_size().cast_unsigned())
     ))?;
-    let compression = directory.settings().compression;
-    print_line(format_args!("compression   {compression} ({})", compression.encoder_name()))?;
+    if let Some(compression) = compression {
+        print_line(format_args!("compression   {compression} ({})", compression.encoder_name()))?;
+    }
     let whitelist = match list {
         Ok(Some(list)) => format!("expires at {}", expiry(&list)),
         Ok(None) => "missing: clients refuse the repository".to_owned(),
-        Err(error) => on_one_line(&causes(&error)),
+        Err(error) => on_one_line(&causes(error.as_ref())),
     };
     print_line(format_args!("whitelist     {whitelist}"))?;
-    print_line(format_args!("storage       {}", directory.storage_path().display()))?;
-    print_line(format_args!("public key    {}", directory.public_key_path().display()))?;
-    if !arguments.quiet {
-        print(format_args!("\n{}", how_to_mount(directory)))?;
+    match target {
+        Target::Directory(directory) => {
+            print_line(format_args!("storage       {}", directory.storage_path().display()))?;
+            print_line(format_args!("public key    {}", directory.public_key_path().display()))?;
+            if !arguments.quiet {
+                print(format_args!("\n{}", how_to_mount(directory)))?;
+            }
+        }
+        Target::Remote(remote) => print_line(format_args!("servers       {}", remote.urls()))?,
     }
     Ok(())
 }

@@ -17,7 +17,9 @@ use super::progress::Display;
 /// Compares the published form of an image with the image.
 pub fn run(arguments: &Arguments, command: &Verify) -> anyhow::Result<ExitCode> {
     super::interrupt::watch_reader();
-    let directory = arguments.directory()?;
+    let target = arguments.target()?;
+    let registries = target.registries()?;
+    let repository = target.verified(&registries)?;
     let request = VerifyRequest {
         argument: command.image.clone(),
         name: command.name.clone(),
@@ -26,7 +28,7 @@ pub fn run(arguments: &Arguments, command: &Verify) -> anyhow::Result<ExitCode> 
     let options = VerifyOptions { threads: threads(command.threads)?, limits: Limits::default() };
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    let report = verify(&directory, &request, &options, &progress);
+    let report = verify(&repository, &request, &options, &progress);
     drop(display);
     let report = report?;
     if arguments.json {

@@ -16,11 +16,8 @@ use crate::message::causes;
 use crate::observer::Reporter;
 use crate::repository::{LocatedDirectory, NamedRow, Repository, RepositoryError, Row};
 
-/// Interval between two checks for a new manifest.
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Checks for a new manifest at regular intervals, as long as the view is mounted, and mounts each new head.
-pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier: Notifier) {
+pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier: Notifier, interval: Duration) {
     let (mut mounted, mut seen, mut complaint) = (mounted, None, None);
     loop {
         let Some(view) = view.upgrade() else { return };
@@ -33,7 +30,7 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
             }
         }
         drop(view);
-        thread::sleep(CHECK_INTERVAL);
+        thread::sleep(interval);
     }
 }
 

@@ -18,6 +18,7 @@ use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Weak};
 use std::thread;
+use std::time::Duration;
 
 use fuser::{Config, MountOption, Notifier, Session, SessionACL};
 use rustix::fs::{AtFlags, StatxFlags};
@@ -74,8 +75,8 @@ pub enum MountError {
 pub struct MountOptions {
     /// The directory to mount. If its path is a symbolic link, the link is followed once, at the start.
     pub path: EntryPath,
-    /// Whether to mount each new head of the repository.
-    pub follow: bool,
+    /// Interval between two checks for a new head, which is then mounted. If it is `None`, the revision stays mounted.
+    pub follow: Option<Duration>,
     /// Whether processes of other users may access the mount. The permissions of the files still apply to them.
     pub allow_other: bool,
     /// Directory for the unlinked files into which objects above 16 MiB are decompressed; by default the system's temporary
@@ -119,8 +120,8 @@ impl Mount {
         let links = |point: &Path| LinkTargets::of(name.clone(), path, point.to_owned());
         let view = View::new(repository.clone(), root, content, totals, repository.store().reporter());
         let (mount, replacer) = Self::of_view(view, links, name.to_string(), mountpoint, options)?;
-        if options.follow {
-            let follow = move || follow::follow(replacer.view, repository, replacer.notifier);
+        if let Some(interval) = options.follow {
+            let follow = move || follow::follow(replacer.view, repository, replacer.notifier, interval);
             let path = mountpoint.to_owned();
             let spawned = thread::Builder::new().spawn(follow);
             spawned.map_err(|error| MountError::Mount { path, source: no_thread(error) })?;

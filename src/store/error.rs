@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cancel::Cancelled;
+use crate::http::HttpError;
 use crate::object::{DecodeError, ObjectHash};
 use crate::shortage::is_from_shortage;
 
@@ -67,6 +68,25 @@ pub enum StoreError {
         /// The error of the decompressor.
         source: DecodeError,
     },
+    /// A request to a web server failed.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// A web server answered with an error.
+    #[error("{url} returned status {status}")]
+    Status {
+        /// URL of the request.
+        url: String,
+        /// The status.
+        status: u16,
+    },
+    /// The URL of a repository is not usable.
+    #[error("cannot read a repository at '{url}': {reason}")]
+    Url {
+        /// The URL, without user and password.
+        url: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// The file system lacks a function that publishing needs.
     #[error("the file system of '{}' {fault}", path.display())]
     Unfit {
@@ -116,10 +136,27 @@ impl StoreError {
         }
     }
 
-    /// Returns whether the cause of the error is not in the repository: a shortage of resources of this machine, or a
-    /// cancellation.
+    /// Returns whether the cause of the error is not in the repository: a shortage of resources of this machine, a
+    /// cancellation, or a web server that fails.
     pub(crate) fn is_obstacle(&self) -> bool {
-        matches!(self, Self::Cancelled(_)) || is_from_shortage(self)
+        match self {
+            Self::Cancelled(_) | Self::Http(_) | Self::Status { .. } => true,
+            // Downloads wrap their error in one of I/O.
+            Self::Read { source, .. } => {
+                source.get_ref().is_some_and(|cause| cause.is::<Self>()) || is_from_shortage(self)
+            }
+            error => is_from_shortage(error),
+        }
+    }
+
+    /// Returns whether the same request may succeed later: there was no complete response, or one with status 408, 429 or 5xx.
+    pub(crate) fn may_be_temporary(&self) -> bool {
+        match self {
+            Self::Http(error) => error.is_transient() && !error.is_local(),
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..),
+            Self::Read { .. } => self.is_obstacle(),
+            _ => false,
+        }
     }
 
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {

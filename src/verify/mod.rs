@@ -26,13 +26,15 @@ mod source;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::directory::{DirectoryError, RepositoryDirectory};
+use crate::directory::DirectoryError;
 use crate::image::{Digest, FullName, ImageName, Platform};
 use crate::inventory;
 use crate::layer::{LayerError, Limits};
 use crate::layout::{ImagePlace, ImageRecord};
 use crate::progress::Progress;
+use crate::registry::Registries;
 use crate::repository::{Repository, RepositoryError};
+use crate::settings::Modes;
 use crate::source::{self as sources, Image, ImageArgument, NamingError, PlatformRequest, SourceError};
 use crate::store::StoreError;
 use crate::threads::{self, ThreadsError};
@@ -92,6 +94,17 @@ pub enum VerifyError {
     Threads(#[from] ThreadsError),
 }
 
+/// The repository with the published image.
+#[derive(Debug)]
+pub struct VerifiedRepository<'a> {
+    /// Its head.
+    pub head: Repository,
+    /// The client of registries, from which the image is read again.
+    pub registries: &'a Registries,
+    /// The permissions that the repository is set to have in `.flat`.
+    pub modes: Modes,
+}
+
 /// The image to verify.
 #[derive(Debug, Clone)]
 pub struct VerifyRequest {
@@ -135,40 +148,35 @@ pub struct VerifyReport {
 
 /// Reads an image from its source and compares it with the published image of that name in the head of the repository.
 pub fn verify(
-    directory: &RepositoryDirectory,
+    repository: &VerifiedRepository<'_>,
     request: &VerifyRequest,
     options: &VerifyOptions,
     progress: &Arc<Progress>,
 ) -> Result<VerifyReport, VerifyError> {
-    let _reported = directory.reporter().start(request.argument.to_string(), progress);
-    threads::pool(options.threads, directory.reporter())?.install(|| verify_here(directory, request, options, progress))
+    let reporter = repository.head.store().reporter();
+    let _reported = reporter.start(request.argument.to_string(), progress);
+    threads::pool(options.threads, reporter)?.install(|| verify_here(repository, request, options, progress))
 }
 
 fn verify_here(
-    directory: &RepositoryDirectory,
+    repository: &VerifiedRepository<'_>,
     request: &VerifyRequest,
     options: &VerifyOptions,
     progress: &Progress,
 ) -> Result<VerifyReport, VerifyError> {
-    let repository = Repository::open(directory.store()?, directory.name())?;
-    let source = sources::open(&request.argument, directory.registries()?)?;
+    let VerifiedRepository { head, registries, modes } = repository;
+    let source = sources::open(&request.argument, registries)?;
     let image = source.resolve(&PlatformRequest::new(request.platform.clone()))?;
     let name = image.name(request.name.as_ref(), &request.argument)?;
-    let place = find_place(&repository, name, &image)?;
+    let place = find_place(head, name, &image)?;
     progress.set_activity(format!("reading {place}"));
     progress.expected.fetch_add(image.layers.iter().map(|layer| layer.size).sum(), Ordering::Relaxed);
     let layers = source::read_layers(&*source, &image, options.limits, progress)?;
     progress.set_activity(format!("comparing {place}"));
-    let mut comparison = Comparison::new(&repository);
+    let mut comparison = Comparison::new(head);
     let losses = match find_record(&mut comparison, &image, &place) {
         Some(record) => {
-            let published = VerifiedImage {
-                repository: &repository,
-                image: &image,
-                place: &place,
-                record,
-                modes: directory.settings().modes,
-            };
+            let published = VerifiedImage { repository: head, image: &image, place: &place, record, modes: *modes };
             published.compare(&layers, &mut comparison, progress)?
         }
         None => 0,

@@ -1,0 +1,199 @@
+//! A repository that is read by its URL, as a CVMFS client reads it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use reqwest::Url;
+use rsa::PublicKey;
+
+use crate::cancel::Cancellation;
+use crate::check::CheckedRepository;
+use crate::manifest::keys::read_public_key;
+use crate::manifest::{KeyError, RepositoryName, Whitelist, WhitelistError};
+use crate::observer::Reporter;
+use crate::repository::{NewestRevision, Repository, RepositoryError, Trust};
+use crate::store::{CachedStore, HttpStore, SharedStore, StoreError};
+
+/// Errors from using a repository by its URL.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The text is not the URL of a repository.
+    #[error("'{url}' is not the URL of a repository, such as http://example.org/cvmfs/unpacked.example.org: {reason}")]
+    Url {
+        /// The URL.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No public key was named.
+    #[error("a repository that is read by its URL needs --public-key with the file of its master key")]
+    NoKey,
+    /// The public key cannot be read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The cache cannot be used.
+    #[error("cannot use the cache directory '{}'", path.display())]
+    Cache {
+        /// The directory or file.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// The servers cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The repository cannot be read.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The whitelist cannot be read.
+    #[error("cannot read '.cvmfswhitelist'")]
+    Whitelist(#[from] WhitelistError),
+}
+
+/// Separates the URLs of several servers with the same repository, as in `CVMFS_SERVER_URL`.
+const SEPARATOR: char = ';';
+
+/// A repository on web servers. Nothing of it is trusted that a master key does not vouch for.
+#[derive(Debug)]
+pub struct RemoteRepository {
+    name: RepositoryName,
+    urls: String,
+    keys: Vec<PublicKey>,
+    store: SharedStore,
+    /// File with the number of the newest revision that was read.
+    newest: Option<PathBuf>,
+}
+
+impl RemoteRepository {
+    /// Returns whether a text is meant as a URL, and not as a directory.
+    pub fn is_url(text: &str) -> bool {
+        ["http://", "https://"]
+            .iter()
+            .any(|scheme| text.get(..scheme.len()).is_some_and(|is| is.eq_ignore_ascii_case(scheme)))
+    }
+
+    /// Creates the client of the repository at `urls`: one URL, or several with `;` between them, of servers that offer the
+    /// same repository. `keys` are the files of the master keys of which one must have signed the whitelist.
+    ///
+    /// No request is sent.
+    pub fn new(
+        urls: &str,
+        keys: &[PathBuf],
+        reporter: &Reporter,
+        cancellation: &Cancellation,
+    ) -> Result<Self, RemoteError> {
+        let parsed: Vec<Url> = urls.split(SEPARATOR).map(parse).collect::<Result<_, _>>()?;
+        let mut names = parsed.iter().map(name_of).collect::<Result<Vec<_>, _>>()?;
+        let name = names.remove(0);
+        if let Some(other) = names.iter().find(|other| **other != name) {
+            let reason = format!("the servers must offer the same repository, not '{name}' and '{other}'");
+            return Err(RemoteError::Url { url: urls.to_owned(), reason });
+        }
+        if keys.is_empty() {
+            return Err(RemoteError::NoKey);
+        }
+        let keys = keys.iter().map(|path| read_public_key(path)).collect::<Result<_, _>>()?;
+        let store = HttpStore::new(&parsed, reporter, cancellation)?.into();
+        Ok(Self { name, urls: urls.to_owned(), keys, store, newest: None })
+    }
+
+    /// Keeps objects in `directory`, up to `capacity` bytes, and remembers the newest revision there. Several repositories may
+    /// share the directory.
+    pub fn with_cache(mut self, directory: &Path, capacity: u64) -> Result<Self, RemoteError> {
+        let directory = directory.join(self.name.as_str());
+        fs::create_dir_all(&directory).map_err(|source| RemoteError::Cache { path: directory.clone(), source })?;
+        self.store = CachedStore::new(self.store, &directory, capacity)?.into();
+        self.newest = Some(directory.join("newest-revision"));
+        Ok(self)
+    }
+
+    /// Returns the name of the repository, from its URL.
+    pub fn name(&self) -> &RepositoryName {
+        &self.name
+    }
+
+    /// Returns the URLs.
+    pub fn urls(&self) -> &str {
+        &self.urls
+    }
+
+    /// Opens the head, after verifying it from the master keys on.
+    pub fn open(&self) -> Result<Repository, RemoteError> {
+        let newest = match &self.newest {
+            Some(path) => NewestRevision::in_file(path.clone())
+                .map_err(|source| RemoteError::Cache { path: path.clone(), source })?,
+            None => NewestRevision::default(),
+        };
+        let trust = Trust::MasterKeys { keys: self.keys.clone(), newest };
+        Ok(Repository::open_trusted(Arc::clone(&self.store), &self.name, trust)?)
+    }
+
+    /// Reads the whitelist without verifying its signature; `None` if it does not exist.
+    pub fn whitelist(&self) -> Result<Option<Whitelist>, RemoteError> {
+        let bytes = self.store.read_file(".cvmfswhitelist")?;
+        Ok(bytes.map(|bytes| Whitelist::parse(&bytes).map(|signed| signed.whitelist)).transpose()?)
+    }
+
+    /// Returns what a check needs.
+    pub fn checked(&self) -> CheckedRepository {
+        CheckedRepository {
+            store: Arc::clone(&self.store),
+            name: self.name.clone(),
+            master_keys: self.keys.clone(),
+            reflog_checksum: None,
+            has_reflog: false,
+            warnings: vec![
+                "the files of a repository cannot be listed by its URL: files without a reference, permissions, and leftovers are \
+                 not checked"
+                    .to_owned(),
+                "the reflog is not checked: a replica has one of its own".to_owned(),
+            ],
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Url, RemoteError> {
+    text.trim().parse().map_err(|error| RemoteError::Url { url: text.to_owned(), reason: format!("{error}") })
+}
+
+/// Returns the name of the repository: the last component of its URL.
+fn name_of(url: &Url) -> Result<RepositoryName, RemoteError> {
+    let last = url.path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    last.parse().map_err(|error| RemoteError::Url { url: url.to_string(), reason: format!("{error}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_is_the_last_component_of_each_url() {
+        let name = |urls: &str| {
+            let urls: Vec<Url> = urls.split(SEPARATOR).map(|url| parse(url).unwrap()).collect();
+            urls.iter().map(|url| name_of(url).map(|name| name.to_string()).ok()).collect::<Vec<_>>()
+        };
+        let found = Some("unpacked.example.org".to_owned());
+        assert_eq!(name("http://h.org/cvmfs/unpacked.example.org"), vec![found.clone()]);
+        assert_eq!(
+            name("http://h.org:8000/unpacked.example.org/; https://i.org/a/b/unpacked.example.org"),
+            [found.clone(), found]
+        );
+        assert_eq!(name("http://h.org/"), [None]);
+        assert!(
+            RemoteRepository::is_url("HTTPS://h.org/a.b")
+                && !RemoteRepository::is_url("http:/x")
+                && !RemoteRepository::is_url("ä")
+        );
+    }
+
+    #[test]
+    fn servers_must_offer_the_same_repository() {
+        let new =
+            |urls: &str| RemoteRepository::new(urls, &[], &Reporter::silent(), &Cancellation::default()).unwrap_err();
+        assert!(new("http://h.org/a.org;http://i.org/b.org").to_string().contains("'a.org' and 'b.org'"));
+        assert!(matches!(new("http://h.org/a.org"), RemoteError::NoKey));
+        assert!(matches!(new("http://"), RemoteError::Url { .. }));
+    }
+}

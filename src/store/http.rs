@@ -1,0 +1,305 @@
+//! The storage of a repository behind a web server, read-only.
+//!
+//! Several servers may offer the same repository, such as the Stratum 1 servers of a replicated one. A file that one of them does
+//! not have, or has in a damaged form, is requested from the next one.
+
+use std::fmt;
+use std::io::{self, Cursor, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use reqwest::header::{CONTENT_LENGTH, HeaderValue, RANGE};
+use reqwest::{Method, Url};
+
+use super::{FileVersion, SharedStore, Store, StoreError, StoreListing};
+use crate::cancel::Cancellation;
+use crate::http::{
+    Download, DownloadPolicy, Http, HttpError, HttpResponse, Proxies, Request, Retryable, TimeLimits, read_until,
+    redacted,
+};
+use crate::object::{ObjectHash, ObjectKind};
+use crate::observer::Reporter;
+
+/// Maximum number of times that a request is sent to all servers.
+const ROUNDS: u32 = 4;
+/// Pause before the second round. The pause doubles with each further round.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Size in bytes up to which a file is read into memory when it is opened. A larger file is downloaded by a thread of its own,
+/// which resumes after a lost connection.
+const MAX_SIZE_IN_MEMORY: u64 = 4 << 20;
+
+/// A repository's storage on web servers.
+#[derive(Clone)]
+pub struct HttpStore(Arc<Shared>);
+
+struct Shared {
+    http: Http,
+    /// URLs of the root of the storage, with a slash at the end.
+    servers: Vec<Url>,
+    /// Index of the server that answered the last request.
+    current: AtomicUsize,
+    limits: TimeLimits,
+    reporter: Reporter,
+    cancellation: Cancellation,
+}
+
+impl fmt::Debug for HttpStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpStore").field("servers", &self.0.servers).finish_non_exhaustive()
+    }
+}
+
+impl HttpStore {
+    /// Creates a client of these servers, with the proxies of the process environment. Each URL is that of the directory with
+    /// `.cvmfspublished`.
+    ///
+    /// Fails if the URL is no valid `http` or `https` URL. No request is sent.
+    pub fn new(servers: &[Url], reporter: &Reporter, cancellation: &Cancellation) -> Result<Self, StoreError> {
+        Self::with_limits(servers, TimeLimits::default(), reporter, cancellation)
+    }
+
+    fn with_limits(
+        servers: &[Url],
+        limits: TimeLimits,
+        reporter: &Reporter,
+        cancellation: &Cancellation,
+    ) -> Result<Self, StoreError> {
+        let proxies = Proxies::from_environment(&|name| std::env::var_os(name));
+        let mut http = Http::new(limits, proxies, Default::default(), Default::default());
+        http.reporter = reporter.clone();
+        let servers = servers.iter().map(directory_url).collect::<Result<_, _>>()?;
+        Ok(Self(Arc::new(Shared {
+            http,
+            servers,
+            current: AtomicUsize::new(0),
+            limits,
+            reporter: reporter.clone(),
+            cancellation: cancellation.clone(),
+        })))
+    }
+}
+
+/// Returns the URL with a slash at the end, so that names can be joined to it.
+fn directory_url(url: &Url) -> Result<Url, StoreError> {
+    let invalid = |reason| StoreError::Url { url: redacted(url), reason };
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
+        return Err(invalid("it is neither an http nor an https URL"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(invalid("it has a query or a fragment"));
+    }
+    let mut url = url.clone();
+    if !url.path().ends_with('/') {
+        url.set_path(&format!("{}/", url.path()));
+    }
+    Ok(url)
+}
+
+/// The answer of one server.
+enum Answer<T> {
+    Found(T),
+    /// The server has no such file.
+    Missing,
+}
+
+impl Shared {
+    fn url(&self, server: usize, name: &str) -> Url {
+        self.servers[server].join(name).expect("names in a store are valid relative URLs")
+    }
+
+    /// Returns the servers, beginning with the one that answered the last request.
+    fn order(&self) -> impl Iterator<Item = usize> + use<> {
+        let (first, count) = (self.current.load(Ordering::Relaxed), self.servers.len());
+        (0..count).map(move |offset| (first + offset) % count)
+    }
+
+    /// Sends a request for a file to one server after another, until one has the file. After temporary errors, all servers are
+    /// asked again. Returns `None` if no server has the file.
+    fn ask<T>(
+        &self,
+        name: &str,
+        send: impl Fn(&Url) -> Result<Answer<T>, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let mut round = 1;
+        loop {
+            let mut failure = None;
+            for server in self.order() {
+                self.cancellation.check()?;
+                match send(&self.url(server, name)) {
+                    Ok(Answer::Found(found)) => {
+                        self.current.store(server, Ordering::Relaxed);
+                        return Ok(Some(found));
+                    }
+                    Ok(Answer::Missing) => {}
+                    Err(error) => {
+                        self.reporter.debug(format_args!("{}", crate::message::causes(&error)));
+                        failure = Some(error);
+                    }
+                }
+            }
+            let Some(error) = failure else { return Ok(None) };
+            if round == ROUNDS || !error.may_be_temporary() {
+                return Err(error);
+            }
+            thread::sleep(FIRST_PAUSE * 2_u32.pow(round - 1));
+            round += 1;
+        }
+    }
+
+    /// Sends one request for a file, from byte `offset` on.
+    fn request(&self, method: Method, url: &Url, offset: u64) -> Result<Answer<HttpResponse>, StoreError> {
+        let mut request = Request { method, ..Request::get(url.clone()) };
+        if offset > 0 {
+            let range = HeaderValue::from_str(&format!("bytes={offset}-"));
+            request.headers.insert(RANGE, range.expect("digits are a valid header value"));
+        }
+        let response = self.http.send(&request)?;
+        match response.status() {
+            200 | 206 => {
+                response.refuse_web_page()?;
+                Ok(Answer::Found(response))
+            }
+            404 | 410 => Ok(Answer::Missing),
+            status => Err(StoreError::Status { url: redacted(url), status }),
+        }
+    }
+
+    /// Reads a response of moderate size within the time limit for small requests.
+    fn read_small(&self, response: HttpResponse, limit: u64) -> Result<Vec<u8>, StoreError> {
+        let (url, time) = (redacted(&response.url), self.limits.request);
+        // One byte above the limit shows that the body is too large.
+        let body = response.response.take(limit.saturating_add(1));
+        match read_until(body, Instant::now() + time) {
+            Ok(bytes) if bytes.len() as u64 > limit => Err(StoreError::TooLarge { address: url, limit }),
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                Err(HttpError::TooSlow { url, limit: time }.into())
+            }
+            Err(source) => Err(HttpError::Unreachable { url, source: source.into() }.into()),
+        }
+    }
+
+    /// Reads a whole file from one server.
+    fn fetch(self: &Arc<Self>, url: &Url, limit: u64) -> Result<Answer<Vec<u8>>, StoreError> {
+        let Answer::Found(response) = self.request(Method::GET, url, 0)? else { return Ok(Answer::Missing) };
+        match length(&response) {
+            Some(length) if length > limit => Err(StoreError::TooLarge { address: redacted(url), limit }),
+            Some(length) if length > MAX_SIZE_IN_MEMORY => {
+                let mut bytes = Vec::new();
+                let read = self.download(response, url, length)?.read_to_end(&mut bytes);
+                read.map_err(|source| StoreError::Read { address: redacted(url), source })?;
+                Ok(Answer::Found(bytes))
+            }
+            _ => self.read_small(response, limit).map(Answer::Found),
+        }
+    }
+
+    /// Opens a file at one server.
+    fn open(self: &Arc<Self>, url: &Url) -> Result<Answer<Box<dyn Read + Send>>, StoreError> {
+        let Answer::Found(response) = self.request(Method::GET, url, 0)? else { return Ok(Answer::Missing) };
+        Ok(Answer::Found(match length(&response) {
+            Some(length) if length > MAX_SIZE_IN_MEMORY => Box::new(self.download(response, url, length)?),
+            // Without a length, the end of the connection could not be told from the end of the file.
+            _ => Box::new(Cursor::new(self.read_small(response, MAX_SIZE_IN_MEMORY)?)),
+        }))
+    }
+
+    /// Downloads a large file whose response has begun. After a lost connection, the download continues at the next byte.
+    fn download(self: &Arc<Self>, response: HttpResponse, url: &Url, size: u64) -> Result<Download, StoreError> {
+        let policy = DownloadPolicy {
+            attempts: ROUNDS,
+            minimum_rate: self.limits.minimum_rate,
+            rate_window: self.limits.stall,
+            ..DownloadPolicy::default()
+        };
+        let (shared, url, mut first) = (Arc::clone(self), url.clone(), Some(response));
+        let open = move |offset| {
+            let response = match first.take() {
+                Some(response) => response,
+                None => match shared.request(Method::GET, &url, offset)? {
+                    Answer::Found(response) => response,
+                    Answer::Missing => return Err(StoreError::Missing { address: redacted(&url) }),
+                },
+            };
+            Ok(response.into_blob(offset)?)
+        };
+        Ok(Download::start(open, size, policy, &self.reporter, self.cancellation.clone()))
+    }
+}
+
+/// Returns the size of the file that a response states.
+fn length(response: &HttpResponse) -> Option<u64> {
+    response.header(CONTENT_LENGTH.as_str())?.parse().ok()
+}
+
+impl Retryable for StoreError {
+    fn is_transient(&self) -> bool {
+        self.may_be_temporary()
+    }
+
+    fn parked_until(&self) -> Option<Instant> {
+        None
+    }
+}
+
+impl From<HttpStore> for SharedStore {
+    fn from(store: HttpStore) -> Self {
+        Arc::new(store)
+    }
+}
+
+impl Store for HttpStore {
+    fn address(&self, name: &str) -> String {
+        redacted(&self.0.url(self.0.current.load(Ordering::Relaxed), name))
+    }
+
+    fn get(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.0.ask(name, |url| self.0.fetch(url, limit))
+    }
+
+    /// The returned reader fails with an error, instead of ending early, if the file cannot be read to its end.
+    fn open(&self, name: &str) -> Result<Option<Box<dyn Read + Send>>, StoreError> {
+        self.0.ask(name, |url| self.0.open(url))
+    }
+
+    fn head(&self, name: &str) -> Result<Option<u64>, StoreError> {
+        self.0.ask(name, |url| {
+            let Answer::Found(response) = self.0.request(Method::HEAD, url, 0)? else { return Ok(Answer::Missing) };
+            match length(&response) {
+                Some(length) => Ok(Answer::Found(length)),
+                None => {
+                    let reason = "it does not state the size of the file".to_owned();
+                    Err(HttpError::InvalidResponse { url: redacted(url), reason }.into())
+                }
+            }
+        })
+    }
+
+    /// Requests the whole file, which should be small.
+    fn version(&self, name: &str) -> Option<FileVersion> {
+        self.read_file(name).ok().flatten().map(FileVersion)
+    }
+
+    fn listing(&self) -> Option<&dyn StoreListing> {
+        None
+    }
+
+    fn reporter(&self) -> &Reporter {
+        &self.0.reporter
+    }
+
+    /// A server that has other bytes under this name is skipped.
+    fn read_up_to(&self, limit: u64, hash: ObjectHash, kind: ObjectKind) -> Result<Vec<u8>, StoreError> {
+        let name = hash.path(kind);
+        let found = self.0.ask(&name, |url| match self.0.fetch(url, limit)? {
+            Answer::Found(bytes) => match ObjectHash::of(&bytes) {
+                actual if actual == hash => Ok(Answer::Found(bytes)),
+                actual => Err(StoreError::WrongHash { address: redacted(url), actual }),
+            },
+            Answer::Missing => Ok(Answer::Missing),
+        })?;
+        found.ok_or_else(|| StoreError::Missing { address: self.address(&name) })
+    }
+}
