@@ -32,6 +32,7 @@ mod podman_store;
 mod preview;
 mod publish;
 mod registry;
+mod remote;
 mod reuse;
 mod runtimes;
 mod strict;
