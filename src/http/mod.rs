@@ -2,6 +2,8 @@
 
 mod error;
 mod resolver;
+#[cfg(test)]
+pub(crate) mod testing;
 mod transfer;
 
 use std::collections::HashMap;

@@ -2,7 +2,6 @@
 
 mod confirmed;
 mod push;
-mod server;
 mod slow;
 
 use std::net::TcpListener;
@@ -14,9 +13,9 @@ use serde_json::json;
 use super::clock::tests::ManualClock;
 use super::*;
 use crate::http::HttpError;
+use crate::http::testing::{Drip, ReceivedRequest, Reply, Server};
 use crate::source::testing::{CONFIG, Files, INDEX, MANIFEST, assert_source_contract, blob_name, on};
 use crate::source::{PlatformRequest, RegistryImage, Source as _, SourceError};
-use server::{Drip, ReceivedRequest, Reply, Server};
 
 struct Client {
     registries: Registries,
@@ -43,6 +42,12 @@ fn client() -> Client {
 
 fn user(name: &str) -> RegistrySettings {
     RegistrySettings { username: Some(name.to_owned()), password: Some(Secret::new("hunter2")), ..Default::default() }
+}
+
+/// Returns the location of an image at a server.
+fn image_at(server: &Server, reference: &str) -> ImageLocation {
+    let name = format!("{}/team/image{reference}", server.address).parse().unwrap();
+    ImageLocation { name, digest: None, transport: Transport::Plain }
 }
 
 /// `Authorization` header for the user with the password `hunter2`.
@@ -100,7 +105,7 @@ fn image_is_found_by_tag_and_by_digest_and_its_layers_are_read() {
     let digest: Digest = index["digest"].as_str().unwrap().parse().unwrap();
     let server = Server::start(registry_of(files, "1", index));
     let client = client();
-    let location = server.location(":1");
+    let location = image_at(&server, ":1");
     let image = resolve(&client, &location).unwrap();
     assert_eq!(image.names, [location.name.clone().into()]);
     assert_eq!(image.index.as_ref().map(|index| index.digest), Some(digest));
@@ -112,9 +117,9 @@ fn image_is_found_by_tag_and_by_digest_and_its_layers_are_read() {
     let first = &server.requests()[0];
     assert_eq!(first.headers["accept"], MANIFEST_TYPES);
     assert!(first.headers["user-agent"].starts_with("strata/") && first.authorization().is_none());
-    let both = ImageLocation { digest: Some(digest), ..server.location(":moved") };
+    let both = ImageLocation { digest: Some(digest), ..image_at(&server, ":moved") };
     assert_eq!(resolve(&client, &both).unwrap().manifest, image.manifest);
-    assert_eq!(resolve(&client, &server.location(&format!("@{digest}"))).unwrap().manifest, image.manifest);
+    assert_eq!(resolve(&client, &image_at(&server, &format!("@{digest}"))).unwrap().manifest, image.manifest);
     assert!(MANIFEST_TYPES.contains(INDEX) && MANIFEST_TYPES.contains(MANIFEST));
 }
 
@@ -122,11 +127,11 @@ fn image_is_found_by_tag_and_by_digest_and_its_layers_are_read() {
 fn error_for_a_missing_image_contains_its_name() {
     let (files, image) = small_image();
     let server = Server::start(registry_of(files, "1", image));
-    let error = registry_error(resolve(&client(), &server.location(":2")));
+    let error = registry_error(resolve(&client(), &image_at(&server, ":2")));
     assert!(error.is_not_found() && !error.is_transient());
     let expected = format!("registry has no manifest of {}/team/image:2: MANIFEST_UNKNOWN, so it is", server.address);
     assert_eq!(error.to_string(), expected);
-    assert!(client().registries.head(&server.location(":2")).unwrap_err().is_not_found());
+    assert!(client().registries.head(&image_at(&server, ":2")).unwrap_err().is_not_found());
 }
 
 #[test]
@@ -137,12 +142,12 @@ fn manifest_with_another_digest_than_stated_is_rejected() {
             if asked.target.ends_with("sha512") { format!("sha512:{}", "0".repeat(128)) } else { other.to_string() };
         Reply::of(200, r#"{"schemaVersion":2,"config":{},"layers":[]}"#).with("docker-content-digest", header)
     });
-    let error = registry_error(resolve(&client(), &server.location(":1")));
+    let error = registry_error(resolve(&client(), &image_at(&server, ":1")));
     assert!(matches!(error, RegistryError::WrongDigest { expected, .. } if expected == other), "{error}");
-    let error = registry_error(resolve(&client(), &server.location(&format!("@{}", Digest::of(b"asked")))));
+    let error = registry_error(resolve(&client(), &image_at(&server, &format!("@{}", Digest::of(b"asked")))));
     assert!(matches!(error, RegistryError::WrongDigest { .. }), "{error}");
-    assert!(matches!(resolve(&client(), &server.location(":sha512")), Err(SourceError::InvalidDocument { .. })));
-    let location = server.location(&format!("@{}", Digest::of(b"asked")));
+    assert!(matches!(resolve(&client(), &image_at(&server, ":sha512")), Err(SourceError::InvalidDocument { .. })));
+    let location = image_at(&server, &format!("@{}", Digest::of(b"asked")));
     assert!(matches!(client().registries.head(&location), Err(RegistryError::WrongDigest { .. })));
 }
 
@@ -157,14 +162,14 @@ fn schema_1_and_web_pages_are_rejected() {
         _ => Reply::of(200, "<html>"),
     });
     let client = client();
-    assert!(matches!(resolve(&client, &server.location(":schema1")), Err(SourceError::Schema1 { .. })));
-    let error = registry_error(resolve(&client, &server.location(":page")));
+    assert!(matches!(resolve(&client, &image_at(&server, ":schema1")), Err(SourceError::Schema1 { .. })));
+    let error = registry_error(resolve(&client, &image_at(&server, ":page")));
     assert!(error.to_string().contains("web page"), "{error}");
-    let error = registry_error(resolve(&client, &server.location(":error-page"))).to_string();
+    let error = registry_error(resolve(&client, &image_at(&server, ":error-page"))).to_string();
     assert!(error.ends_with("returned status 400"), "{error}");
-    let error = registry_error(resolve(&client, &server.location(":large")));
+    let error = registry_error(resolve(&client, &image_at(&server, ":large")));
     assert!(matches!(error, RegistryError::Http(HttpError::TooLarge { .. })), "{error}");
-    assert!(matches!(resolve(&client, &server.location(":other")), Err(SourceError::InvalidDocument { .. })));
+    assert!(matches!(resolve(&client, &image_at(&server, ":other")), Err(SourceError::InvalidDocument { .. })));
 }
 
 #[test]
@@ -178,7 +183,7 @@ fn head_requests_the_digest_only_and_falls_back_to_get() {
     });
     let client = client();
     for (tag, requests) in [(":given", 1), (":unknown", 3), (":silent", 5)] {
-        assert_eq!(client.registries.head(&server.location(tag)).unwrap(), digest);
+        assert_eq!(client.registries.head(&image_at(&server, tag)).unwrap(), digest);
         assert_eq!(server.requests().len(), requests, "{tag}");
     }
 }
@@ -208,7 +213,7 @@ fn guarded(wanted: Option<&'static str>, life: u64) -> Server {
 }
 
 fn fetch(client: &Client, server: &Server) -> Result<Digest, RegistryError> {
-    Ok(client.registries.manifest(&server.location(":1"), None, RetryBudget::Full)?.0.digest)
+    Ok(client.registries.manifest(&image_at(server, ":1"), None, RetryBudget::Full)?.0.digest)
 }
 
 #[test]
@@ -341,7 +346,7 @@ fn redirect_to_another_origin_carries_no_authorization() {
         }
     });
     let client = client_with(&[(&server.address, user("robot"))]);
-    let opened = client.registries.open_blob(&server.location(":1"), &Digest::of(b"layer"), &[], 0).unwrap();
+    let opened = client.registries.open_blob(&image_at(&server, ":1"), &Digest::of(b"layer"), &[], 0).unwrap();
     assert_eq!((opened.start, opened.length), (0, Some(5)));
     assert_eq!(std::io::read_to_string(opened.body).unwrap(), "layer");
     assert_eq!(cdn.requests()[0].authorization(), None);
@@ -375,7 +380,7 @@ fn parked_registry_gets_no_request_from_any_thread() {
     });
     let client = client();
     let begin = client.clock.now();
-    let error = registry_error(resolve(&client, &server.location(":busy")));
+    let error = registry_error(resolve(&client, &image_at(&server, ":busy")));
     assert_eq!(error.parked_until(), Some(begin + Duration::from_secs(1200)));
     assert!(error.is_transient() && error.to_string().contains("asks clients to wait 20m"), "{error}");
     assert!(fetch(&client, &server).unwrap_err().parked_until().is_some());
@@ -402,7 +407,7 @@ fn request_waits_for_a_short_pause() {
     fetch(&client, &server).unwrap();
     assert_eq!(client.clock.passed(), Duration::from_secs(7 + 1 + 2));
     let impatient = client.registries.with_patience(Duration::ZERO);
-    assert!(impatient.head(&server.location(":1")).is_ok());
+    assert!(impatient.head(&image_at(&server, ":1")).is_ok());
 }
 
 #[test]
@@ -418,8 +423,8 @@ fn exhausted_limit_delays_manifests_only() {
     fetch(&client, &server).unwrap();
     let error = fetch(&client, &server).unwrap_err();
     assert_eq!(error.parked_until(), Some(client.clock.now() + Duration::from_secs(1080)));
-    client.registries.head(&server.location(":1")).unwrap();
-    assert!(client.registries.open_blob(&server.location(":1"), &Digest::of(b"blob"), &[], 0).is_ok());
+    client.registries.head(&image_at(&server, ":1")).unwrap();
+    assert!(client.registries.open_blob(&image_at(&server, ":1"), &Digest::of(b"blob"), &[], 0).is_ok());
 }
 
 #[test]
@@ -432,7 +437,7 @@ fn temporary_errors_are_retried_with_growing_pauses() {
     for (tag, attempts, seconds) in [(":gone", 1, 0.0), (":down", 5, 7.5), (":broken", 5, 7.5)] {
         let client = client();
         let before = server.requests().len();
-        client.registries.manifest(&server.location(tag), None, RetryBudget::Full).unwrap_err();
+        client.registries.manifest(&image_at(&server, tag), None, RetryBudget::Full).unwrap_err();
         assert_eq!(server.requests().len() - before, attempts, "{tag}");
         assert_eq!(client.clock.passed().as_secs_f64(), seconds, "{tag}");
     }
@@ -447,7 +452,7 @@ fn blob_starts_at_the_requested_offset_or_reports_another() {
         _ => Reply::of(200, "layer"),
     });
     let client = client();
-    let open = |offset| client.registries.open_blob(&server.location(":1"), &Digest::of(b"layer"), &[], offset);
+    let open = |offset| client.registries.open_blob(&image_at(&server, ":1"), &Digest::of(b"layer"), &[], offset);
     let opened = open(2).unwrap();
     assert_eq!((opened.start, opened.length), (2, Some(3)));
     assert_eq!(open(1).unwrap().start, 0);
@@ -467,7 +472,7 @@ fn foreign_layer_is_fetched_from_its_urls_first_without_credentials() {
         |path: &str| vec!["ftp://x.org/".to_owned(), "no url".to_owned(), format!("http://{}{path}", other.address)];
     let read = |path: &str| {
         let opened =
-            client.registries.open_blob(&server.location(":1"), &Digest::of(b"layer"), &urls(path), 0).unwrap();
+            client.registries.open_blob(&image_at(&server, ":1"), &Digest::of(b"layer"), &urls(path), 0).unwrap();
         std::io::read_to_string(opened.body).unwrap()
     };
     assert_eq!(read("/there"), "layer");
@@ -526,12 +531,12 @@ fn registry_is_tried_after_a_failing_mirror() {
     let mirrors = vec![format!("http://{}/prefix", mirror.address)];
     let settings = RegistrySettings { mirrors, ..user("robot") };
     let client = client_with(&[(&server.address, settings.clone())]);
-    assert!(resolve(&client, &server.location(":1")).is_ok());
+    assert!(resolve(&client, &image_at(&server, ":1")).is_ok());
     assert!(mirror.targets().iter().all(|target| target.starts_with("GET /v2/prefix/team/image/")));
     assert_eq!((mirror.requests().len(), client.clock.passed()), (2, Duration::ZERO));
     let only = client_with(&[(&server.address, RegistrySettings { mirrors_only: true, ..settings })]);
     assert!(matches!(
-        registry_error(resolve(&only, &server.location(":1"))),
+        registry_error(resolve(&only, &image_at(&server, ":1"))),
         RegistryError::Status { status: 500, .. }
     ));
 }
@@ -540,7 +545,7 @@ fn registry_is_tried_after_a_failing_mirror() {
 fn registry_on_this_machine_may_use_plain_http() {
     let (files, image) = small_image();
     let server = Server::start(registry_of(files, "1", image));
-    let location = ImageLocation { transport: Transport::Secure, ..server.location(":1") };
+    let location = ImageLocation { transport: Transport::Secure, ..image_at(&server, ":1") };
     let client = client();
     assert_eq!(resolve(&client, &location).unwrap().layers.len(), 2);
     let plain = server.targets().iter().filter(|target| target.starts_with("GET ")).count();

@@ -289,6 +289,17 @@ mod tests {
     }
 
     #[test]
+    fn files_are_read_through_the_cache_and_again_from_it() {
+        let fixture = Fixture::new();
+        for (name, bytes) in crate::store::contract::files() {
+            fs::write(fixture.below.root().join(name), bytes).unwrap();
+        }
+        let cache = fixture.cache(1 << 20);
+        crate::store::contract::assert_reads(&cache);
+        crate::store::contract::assert_reads(&cache);
+    }
+
+    #[test]
     fn kept_object_is_read_again_also_by_the_next_process() {
         let fixture = Fixture::new();
         let hash = fixture.put(b"stored");

@@ -256,3 +256,24 @@ pub(super) const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 pub struct PublishLock {
     _directory: File,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::contract::{assert_reads, files};
+
+    fn store_in(root: &Path) -> DirectoryStore {
+        let store = DirectoryStore::create(root).unwrap();
+        files().iter().for_each(|(name, bytes)| fs::write(root.join(name), bytes).unwrap());
+        store
+    }
+
+    #[test]
+    fn files_are_read_from_a_directory() {
+        let home = tempfile::tempdir().unwrap();
+        let store = store_in(&home.path().join("storage"));
+        assert_reads(&store);
+        let upper = store.layered(&home.path().join("upper")).unwrap();
+        assert_reads(&upper);
+    }
+}

@@ -303,3 +303,117 @@ impl Store for HttpStore {
         found.ok_or_else(|| StoreError::Missing { address: self.address(&name) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::http::testing::{Drip, ReceivedRequest, Reply, Server};
+    use crate::store::contract::{assert_reads, files};
+
+    const LIMITS: TimeLimits = TimeLimits {
+        connect: Duration::from_secs(5),
+        stall: Duration::from_millis(300),
+        request: Duration::from_millis(600),
+        minimum_rate: 1 << 20,
+    };
+
+    fn store_at(servers: &[&Server]) -> HttpStore {
+        let url = |server: &&Server| format!("http://{}/cvmfs/r.example.org", server.address).parse().unwrap();
+        let urls: Vec<Url> = servers.iter().map(url).collect();
+        HttpStore::with_limits(&urls, LIMITS, &Reporter::silent(), &Cancellation::default()).unwrap()
+    }
+
+    /// Serves the files of the contract. `change` may change a reply.
+    fn serve(change: impl Fn(&ReceivedRequest, Reply) -> Reply + Send + Sync + 'static) -> Server {
+        let files = files();
+        Server::start(move |asked| {
+            let file = asked.target.strip_prefix("/cvmfs/r.example.org/").and_then(|name| files.get(name));
+            let reply = file.map_or_else(|| Reply::of(404, ""), |bytes| Reply::of(200, bytes));
+            change(asked, reply)
+        })
+    }
+
+    fn is_object(asked: &ReceivedRequest) -> bool {
+        asked.target.contains("/data/")
+    }
+
+    #[test]
+    fn files_are_read_from_a_server() {
+        assert_reads(&store_at(&[&serve(|_, reply| reply)]));
+        assert!(store_at(&[&serve(|_, reply| reply)]).listing().is_none());
+    }
+
+    #[test]
+    fn files_are_read_although_one_of_two_servers_fails() {
+        let good = serve(|_, reply| reply);
+        for status in [404, 403, 500] {
+            let bad = serve(move |_, _| Reply::of(status, ""));
+            assert_reads(&store_at(&[&bad, &good]));
+        }
+    }
+
+    #[test]
+    fn large_file_is_read_to_its_end_after_lost_connections() {
+        let large = vec![7; usize::try_from(MAX_SIZE_IN_MEMORY).unwrap() + 1000];
+        let expected = large.clone();
+        let server = Server::start(move |asked| {
+            let range = asked.headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
+            let first: usize = range.map_or(0, |first| first.parse().unwrap());
+            // Each connection ends after 2 MiB.
+            let part = &large[first..large.len().min(first + (2 << 20))];
+            let length = large.len() - first;
+            let reply = Reply::of(if first == 0 { 200 } else { 206 }, part).with("content-length", length);
+            reply.with("content-range", format!("bytes {first}-{}/{}", large.len() - 1, large.len()))
+        });
+        let store = store_at(&[&server]);
+        assert!(store.get("data/large", u64::MAX).unwrap().unwrap() == expected);
+        let mut streamed = Vec::new();
+        store.open("data/large").unwrap().unwrap().read_to_end(&mut streamed).unwrap();
+        assert!(streamed == expected);
+    }
+
+    #[test]
+    fn slow_silent_and_short_responses_are_errors() {
+        let name = files().into_keys().find(|name| name.starts_with("data/")).unwrap();
+        type Change = fn(Reply) -> Reply;
+        let faults: [(&str, Change); 5] = [
+            ("head", |reply| reply.dripping(Drip::Head)),
+            ("body", |reply| reply.dripping(Drip::Body)),
+            ("silence", |reply| reply.dripping(Drip::Silence)),
+            ("short", |reply| reply.with("content-length", 10_000)),
+            ("page", |reply| reply.with("content-type", "text/html; charset=utf-8")),
+        ];
+        for (fault, change) in faults {
+            let server = serve(move |asked, reply| if is_object(asked) { change(reply) } else { reply });
+            let store = store_at(&[&server]);
+            let error = store.get(&name, u64::MAX).unwrap_err();
+            assert!(error.is_obstacle() && !error.is_damage(), "{fault}: {error}");
+            assert!(store.open(&name).is_err(), "{fault}");
+        }
+    }
+
+    #[test]
+    fn temporary_error_is_repeated_and_a_permanent_one_is_not() {
+        let is_first = AtomicBool::new(true);
+        let server = serve(move |_, reply| match is_first.swap(false, Ordering::Relaxed) {
+            true => Reply::of(503, ""),
+            false => reply,
+        });
+        assert_reads(&store_at(&[&server]));
+        let server = serve(|_, _| Reply::of(403, ""));
+        let store = store_at(&[&server]);
+        assert!(matches!(store.head(".cvmfspublished"), Err(StoreError::Status { status: 403, .. })));
+        assert_eq!(server.requests().len(), 1);
+    }
+
+    #[test]
+    fn url_must_be_that_of_a_directory() {
+        let new = |url: &str| HttpStore::new(&[url.parse().unwrap()], &Reporter::silent(), &Cancellation::default());
+        for wrong in ["ftp://h.org/a.b", "http://h.org/a.b?c", "http://h.org/a.b#c", "file:///srv/a.b"] {
+            assert!(matches!(new(wrong), Err(StoreError::Url { .. })), "{wrong}");
+        }
+        assert_eq!(new("http://user:secret@h.org/a.b").unwrap().address("data/x"), "http://h.org/a.b/data/x");
+    }
+}

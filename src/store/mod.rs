@@ -5,6 +5,8 @@
 
 mod cached;
 mod content;
+#[cfg(test)]
+pub(crate) mod contract;
 mod directory;
 mod directory_states;
 mod error;

@@ -14,7 +14,7 @@ fn head_that_fails_in_any_way_is_confirmed_by_one_get() {
             "HEAD" => Reply::of(status, ""),
             _ => Reply::of(200, b"x"),
         });
-        assert_eq!(client().registries.head(&server.location(":1")).unwrap(), Digest::of(b"x"), "{status}");
+        assert_eq!(client().registries.head(&image_at(&server, ":1")).unwrap(), Digest::of(b"x"), "{status}");
         assert_eq!(methods(&server).iter().filter(|method| *method == "GET").count(), 1, "{status}");
     }
 }
@@ -33,7 +33,7 @@ fn head_without_a_response_or_with_a_wrong_one_is_confirmed_by_one_get() {
             _ => Reply::of(200, b"x"),
         });
         let limits = TimeLimits { request: Duration::from_millis(800), ..TimeLimits::default() };
-        let location = ImageLocation { digest: Some(Digest::of(b"x")), ..server.location(":1") };
+        let location = ImageLocation { digest: Some(Digest::of(b"x")), ..image_at(&server, ":1") };
         assert_eq!(client_within(&[], limits).registries.head(&location).unwrap(), Digest::of(b"x"));
     }
 }
@@ -45,7 +45,7 @@ fn result_of_get_counts_and_get_is_sent_once() {
             "HEAD" => Reply::of(head, ""),
             _ => Reply::error(get, "SAID_BY_GET"),
         });
-        let error = client().registries.head(&server.location(":1")).unwrap_err();
+        let error = client().registries.head(&image_at(&server, ":1")).unwrap_err();
         assert_eq!(error.is_not_found(), is_missing, "{head} {get}: {error}");
         assert!(error.to_string().contains("SAID_BY_GET"), "{error}");
         let gets = methods(&server).iter().filter(|method| *method == "GET").count();
@@ -56,7 +56,7 @@ fn result_of_get_counts_and_get_is_sent_once() {
 #[test]
 fn parked_registry_gets_no_get_request_after_head() {
     let server = Server::start(|_| Reply::error(429, "TOOMANYREQUESTS").with("retry-after", 1200));
-    let error = client().registries.head(&server.location(":1")).unwrap_err();
+    let error = client().registries.head(&image_at(&server, ":1")).unwrap_err();
     assert!(error.parked_until().is_some() && methods(&server) == ["HEAD"]);
 }
 
@@ -67,14 +67,14 @@ fn status_429_of_head_alone_is_confirmed_by_get_which_is_then_used() {
         _ => Reply::of(200, b"x"),
     });
     let client = client();
-    assert_eq!(client.registries.head(&server.location(":1")).unwrap(), Digest::of(b"x"));
+    assert_eq!(client.registries.head(&image_at(&server, ":1")).unwrap(), Digest::of(b"x"));
     let methods_before = methods(&server);
     assert_eq!(methods_before.iter().filter(|method| *method == "GET").count(), 1, "{methods_before:?}");
     assert!(
         methods_before.len() > 5 && client.clock.passed() <= PATIENCE,
         "HEAD was repeated after pauses, within the patience"
     );
-    assert_eq!(client.registries.head(&server.location(":2")).unwrap(), Digest::of(b"x"));
+    assert_eq!(client.registries.head(&image_at(&server, ":2")).unwrap(), Digest::of(b"x"));
     assert_eq!(methods(&server)[methods_before.len()..], ["GET"]);
 }
 
@@ -83,7 +83,7 @@ fn status_429_of_all_methods_is_confirmed_by_one_get_in_each_pause() {
     let server = Server::start(|_| Reply::of(429, ""));
     let client = client();
     for image in [":1", ":2"] {
-        let error = client.registries.head(&server.location(image)).unwrap_err();
+        let error = client.registries.head(&image_at(&server, image)).unwrap_err();
         assert!(error.parked_until().is_some(), "{error}");
         let text = error.to_string();
         assert!(
@@ -103,7 +103,7 @@ fn push_to_a_registry_without_head_uses_get() {
         _ => Reply::of(201, ""),
     });
     let image = ImageUpload { manifest: b"{}".to_vec(), media_type: "application/x", blobs: vec![b"blob".to_vec()] };
-    let push = || client().registries.push(&server.location(":1").name, Transport::Plain, &image);
+    let push = || client().registries.push(&image_at(&server, ":1").name, Transport::Plain, &image);
     assert_eq!(push().unwrap(), PushOutcome::Pushed);
     assert_eq!(methods(&server), ["HEAD", "GET", "HEAD", "GET", "PUT"]);
 }
@@ -182,7 +182,7 @@ fn error_at_a_mirror_names_the_mirror() {
     for (mirrors_only, is_found) in [(true, false), (false, true)] {
         let settings = RegistrySettings { mirrors: vec![url.clone()], mirrors_only, ..Default::default() };
         let client = client_with(&[(&registry.address, settings)]);
-        let blob = client.registries.small_blob(&registry.location(":1"), &Digest::of(b"right"));
+        let blob = client.registries.small_blob(&image_at(&registry, ":1"), &Digest::of(b"right"));
         assert_eq!(blob.as_ref().is_ok_and(|blob| blob == b"right"), is_found);
         assert!(is_found || blob.unwrap_err().to_string().contains(&mirror.address));
     }

@@ -18,7 +18,7 @@ fn registry(location: impl Fn() -> String + Send + Sync + 'static) -> Server {
 }
 
 fn push(client: &Client, server: &Server) -> Result<PushOutcome, RegistryError> {
-    client.registries.push(&server.location(":1").name, Transport::Plain, &image())
+    client.registries.push(&image_at(server, ":1").name, Transport::Plain, &image())
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn credentials_for_pushing_are_sent_to_their_registry_only() {
         _ => Reply::of(201, ""),
     });
     let environment = |name: &str| (name == "DUCC_OUTPUT_REGISTRY_PASS").then(|| "hunter2".into());
-    let name = server.location(":1").name;
+    let name = image_at(&server, ":1").name;
     let push = |host: &str| {
         let login = Some((host, "robot"));
         let registries = Registries::for_pushing(RegistriesSettings::default(), &environment, login).unwrap();
@@ -126,7 +126,7 @@ fn invalid_responses_are_errors() {
     });
     assert!(matches!(push(&client(), &server), Err(RegistryError::WrongDigest { .. })));
     let server = registry(|| "/upload".to_owned());
-    let name = server.location(&format!("@{}", Digest::of(b""))).name;
+    let name = image_at(&server, &format!("@{}", Digest::of(b""))).name;
     assert!(client().registries.push(&name, Transport::Plain, &image()).is_err());
     assert!(server.targets().is_empty());
 }

@@ -31,7 +31,7 @@ fn slow_small_response_exceeds_its_time_limit() {
     for from in [Drip::Head, Drip::Body] {
         let body = json!({"tags": ["a"], "repositories": ["a"], "pad": "x".repeat(1000)});
         let server = Server::start(move |_| Reply::json(body.clone()).dripping(from));
-        let location = server.location(":1");
+        let location = image_at(&server, ":1");
         let registries = || hasty_client(&[]).registries;
         assert_too_slow("manifest", || registries().manifest(&location, None, RetryBudget::Full));
         assert_too_slow("config", || registries().small_blob(&location, &Digest::of(b"")));
@@ -47,7 +47,7 @@ fn slow_small_response_exceeds_its_time_limit() {
 fn slow_error_response_exceeds_its_time_limit() {
     let server = Server::start(|_| Reply::of(500, "x".repeat(1000)).dripping(Drip::Body));
     let begun = Instant::now();
-    hasty_client(&[]).registries.manifest(&server.location(":1"), None, RetryBudget::SingleAttempt).unwrap_err();
+    hasty_client(&[]).registries.manifest(&image_at(&server, ":1"), None, RetryBudget::SingleAttempt).unwrap_err();
     assert!(begun.elapsed() < 5 * REQUEST);
 }
 
@@ -61,19 +61,19 @@ fn slow_token_response_exceeds_its_time_limit() {
         Reply::error(401, "UNAUTHORIZED").with("www-authenticate", challenge)
     });
     let registries = hasty_client(&[]).registries;
-    assert_too_slow("token", || registries.manifest(&server.location(":1"), None, RetryBudget::Full));
+    assert_too_slow("token", || registries.manifest(&image_at(&server, ":1"), None, RetryBudget::Full));
     // Requests that wait for the same token have their own time limits.
     let registries = hasty_client(&[]).registries;
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                assert_too_slow("token", || registries.manifest(&server.location(":1"), None, RetryBudget::Full));
+                assert_too_slow("token", || registries.manifest(&image_at(&server, ":1"), None, RetryBudget::Full));
             });
         }
     });
     let registries = hasty_client(&[]).registries;
     assert_too_slow("token for a layer", || {
-        registries.open_blob(&server.location(":1"), &Digest::of(b""), &[], 0).map(|opened| opened.start)
+        registries.open_blob(&image_at(&server, ":1"), &Digest::of(b""), &[], 0).map(|opened| opened.start)
     });
 }
 
@@ -90,7 +90,7 @@ fn slow_upload_response_exceeds_its_time_limit() {
         });
         let image = ImageUpload { manifest: b"{}".to_vec(), media_type: "application/x", blobs: vec![b"x".to_vec()] };
         let registries = hasty_client(&[]).registries;
-        assert_too_slow(slow, || registries.push(&server.location(":1").name, Transport::Plain, &image));
+        assert_too_slow(slow, || registries.push(&image_at(&server, ":1").name, Transport::Plain, &image));
     }
 }
 
@@ -136,7 +136,7 @@ fn limits_of_a_registry_precede_the_defaults() {
         let settings = RegistriesSettings { hosts, requests, ..Default::default() };
         let clock = Arc::new(ManualClock::default());
         let registries = Registries::with_clock(settings, &|_| None, TimeLimits::default(), clock).unwrap();
-        match registries.manifest(&server.location(":1"), None, RetryBudget::Full) {
+        match registries.manifest(&image_at(&server, ":1"), None, RetryBudget::Full) {
             Err(RegistryError::Http(HttpError::TooSlow { limit, .. })) => limit,
             other => panic!("{other:?}"),
         }
@@ -152,13 +152,14 @@ fn registry_gets_no_request_after_three_missing_responses() {
         false => Reply::of(200, "{}").dripping(Drip::Head),
     });
     let client = hasty_client(&[]);
-    let manifest = |tag| client.registries.manifest(&server.location(tag), None, RetryBudget::SingleAttempt).map(drop);
+    let manifest =
+        |tag| client.registries.manifest(&image_at(&server, tag), None, RetryBudget::SingleAttempt).map(drop);
     (0..3).for_each(|_| assert!(matches!(manifest(":1"), Err(RegistryError::Http(HttpError::TooSlow { .. })))));
     let before = server.requests().len();
     let error = manifest(":good").unwrap_err();
     assert!(matches!(error, RegistryError::GivenUp { .. }) && error.is_postponed(), "{error}");
     assert!(error.to_string().contains(&server.address), "{error}");
-    assert!(matches!(client.registries.head(&server.location(":2")), Err(RegistryError::GivenUp { .. })));
+    assert!(matches!(client.registries.head(&image_at(&server, ":2")), Err(RegistryError::GivenUp { .. })));
     assert_eq!(server.requests().len(), before);
     client.clock.sleep(Duration::from_secs(60));
     manifest(":good").unwrap();

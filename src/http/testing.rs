@@ -11,62 +11,64 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::super::{ImageLocation, Transport};
-
 /// A request that a server received.
 #[derive(Debug, Clone)]
-pub(super) struct ReceivedRequest {
-    pub(super) method: String,
-    pub(super) target: String,
-    pub(super) headers: BTreeMap<String, String>,
-    pub(super) body: String,
+pub(crate) struct ReceivedRequest {
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: String,
 }
 
 impl ReceivedRequest {
-    pub(super) fn authorization(&self) -> Option<&str> {
+    pub(crate) fn authorization(&self) -> Option<&str> {
         self.headers.get("authorization").map(String::as_str)
     }
 }
 
 /// A response to send.
 #[derive(Debug, Clone)]
-pub(super) struct Reply {
+pub(crate) struct Reply {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     drip: Option<Drip>,
 }
 
-/// The part of a response from which on it is sent byte by byte, until the client closes the connection.
+/// The part of a response from which on it is slow.
+///
+/// A slow response is sent byte by byte, until the client closes the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Drip {
+pub(crate) enum Drip {
     Head,
     Body,
+    /// After half of the body, nothing is sent any more.
+    Silence,
 }
 
 /// Pause after each byte of a slow response.
 const DRIP_PAUSE: Duration = Duration::from_millis(20);
 
 impl Reply {
-    pub(super) fn of(status: u16, body: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn of(status: u16, body: impl AsRef<[u8]>) -> Self {
         Self { status, headers: Vec::new(), body: body.as_ref().to_vec(), drip: None }
     }
 
-    pub(super) fn dripping(mut self, from: Drip) -> Self {
+    pub(crate) fn dripping(mut self, from: Drip) -> Self {
         self.drip = Some(from);
         self
     }
 
-    pub(super) fn json(body: serde_json::Value) -> Self {
+    pub(crate) fn json(body: serde_json::Value) -> Self {
         Self::of(200, body.to_string()).with("content-type", "application/json")
     }
 
-    pub(super) fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self
     }
 
-    pub(super) fn error(status: u16, code: &str) -> Self {
+    pub(crate) fn error(status: u16, code: &str) -> Self {
         Self::of(status, json!({"errors": [{"code": code, "message": "so it is"}]}).to_string())
     }
 }
@@ -74,13 +76,13 @@ impl Reply {
 type Answering = dyn Fn(&ReceivedRequest) -> Reply + Send + Sync;
 
 /// A server on this machine. It runs until the process ends; each connection serves one request.
-pub(super) struct Server {
-    pub(super) address: String,
+pub(crate) struct Server {
+    pub(crate) address: String,
     asked: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl Server {
-    pub(super) fn start(answering: impl Fn(&ReceivedRequest) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(answering: impl Fn(&ReceivedRequest) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (asked, answering): (Arc<Mutex<Vec<ReceivedRequest>>>, Arc<Answering>) =
@@ -95,18 +97,13 @@ impl Server {
         Self { address, asked }
     }
 
-    pub(super) fn requests(&self) -> Vec<ReceivedRequest> {
+    pub(crate) fn requests(&self) -> Vec<ReceivedRequest> {
         self.asked.lock().unwrap().clone()
     }
 
     /// Returns the method and target of each request.
-    pub(super) fn targets(&self) -> Vec<String> {
+    pub(crate) fn targets(&self) -> Vec<String> {
         self.requests().into_iter().map(|asked| format!("{} {}", asked.method, asked.target)).collect()
-    }
-
-    pub(super) fn location(&self, reference: &str) -> ImageLocation {
-        let name = format!("{}/team/image{reference}", self.address).parse().unwrap();
-        ImageLocation { name, digest: None, transport: Transport::Plain }
     }
 }
 
@@ -144,6 +141,11 @@ fn serve(stream: TcpStream, noted: &Mutex<Vec<ReceivedRequest>>, answering: &Ans
             drip(&mut stream, &body)
         }
         Some(Drip::Head) => drip(&mut stream, &[head, body].concat()),
+        Some(Drip::Silence) => {
+            stream.write_all(&[head, body[..body.len() / 2].to_vec()].concat()).ok()?;
+            // The connection stays open until the client closes it.
+            stream.read(&mut [0]).ok().map(drop)
+        }
     }
 }
 
