@@ -14,6 +14,8 @@
 //! and stores its trees, which no client can see yet. [`revise`] determines what changes in the head. [`work`] is the driver of
 //! `convert` and `sync`: it finds out what has to be done, stages images side by side, and publishes them.
 //!
+//! Both layers and the tar files in which images arrive are read with [`tar_archive`], which knows neither.
+//!
 //! Everything that reads a published repository goes through [`repository`]: [`mount`], [`verify`], [`diff`], [`describe`] and the next
 //! publication. Only [`check`] trusts nothing and reads the files of the store themselves. Each container runtime has a module in
 //! [`consumer`].
@@ -64,6 +66,7 @@ pub mod span;
 pub mod stage;
 pub mod state;
 pub mod store;
+pub mod tar_archive;
 pub mod threads;
 pub mod tree;
 pub mod verify;

@@ -2,9 +2,10 @@
 
 use std::io;
 
-use super::{BlobCompression, LimitExceeded};
+use super::{BlobCompression, Limit, LimitExceeded};
 use crate::image::{DiffId, Digest};
 use crate::path::PathError;
+use crate::tar_archive::{HeaderError, MemberError, TarError};
 
 /// Errors from reading a layer.
 ///
@@ -68,15 +69,8 @@ pub enum LayerError {
     #[error("layer is not a tar archive: neither uncompressed, nor compressed with gzip or zstd")]
     NotAnArchive,
     /// The block at the position of a header is not a valid header.
-    #[error("archive has no valid header at byte {offset}, after entry '{after}': {reason}")]
-    Header {
-        /// Position in the unpacked archive in bytes.
-        offset: u64,
-        /// Path of the previous entry. The error may be in the size that the header of that entry states.
-        after: String,
-        /// What is wrong with the block.
-        reason: &'static str,
-    },
+    #[error(transparent)]
+    Header(HeaderError),
     /// The archive as a whole exceeds a limit.
     #[error(transparent)]
     Limit(#[from] LimitExceeded),
@@ -94,30 +88,9 @@ pub enum LayerError {
 /// What is wrong with one entry of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    /// The stream ends inside the entry.
-    #[error("archive ends inside the entry")]
-    Truncated,
-    /// The archive ends after a long name or PAX header, without the entry that it extends.
-    #[error("archive ends after an extended header, without the entry that the header extends")]
-    NothingExtended,
-    /// Header and PAX header state different sizes. Readers that know no PAX headers would find other entries than readers
-    /// that do.
-    #[error("size is {header} in the header, but {extended} in the PAX header")]
-    TwoSizes {
-        /// Size in bytes that the header states.
-        header: u64,
-        /// Size in bytes that the PAX header states.
-        extended: u64,
-    },
-    /// The named field is not a number, or the number is out of range.
-    #[error("{0} is not a valid number")]
-    Number(&'static str),
-    /// The PAX header has a malformed record.
-    #[error("PAX header has a malformed record")]
-    Record,
-    /// The map of a sparse file is inconsistent or contradicts the stored data.
-    #[error("sparse file is malformed: {0}")]
-    Sparse(&'static str),
+    /// The entry is malformed in the archive.
+    #[error(transparent)]
+    Malformed(MemberError),
     /// The path cannot exist on Linux.
     #[error(transparent)]
     Path(#[from] PathError),
@@ -153,4 +126,29 @@ pub enum EntryError {
     /// The entry exceeds a limit.
     #[error(transparent)]
     Limit(#[from] LimitExceeded),
+}
+
+impl From<TarError> for LayerError {
+    fn from(error: TarError) -> Self {
+        match error {
+            TarError::NotAnArchive => Self::NotAnArchive,
+            TarError::Header(error) => Self::Header(error),
+            TarError::TooManyHeaders { allowed } => Self::Limit(LimitExceeded { limit: Limit::Headers, allowed }),
+            TarError::Member { path, problem } => Self::Entry { path, problem: problem.into() },
+        }
+    }
+}
+
+impl From<MemberError> for EntryError {
+    fn from(problem: MemberError) -> Self {
+        match problem {
+            MemberError::ExtendedHeaderTooLarge { allowed } => {
+                Self::Limit(LimitExceeded { limit: Limit::ExtendedHeaderSize, allowed })
+            }
+            MemberError::TooManySegments { allowed } => {
+                Self::Limit(LimitExceeded { limit: Limit::SparseSegments, allowed })
+            }
+            malformed => Self::Malformed(malformed),
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! Maps the members of an archive to entries of the layer.
 
-use super::archive::{Member, MemberKind};
 use super::{DeviceNumber, EntryError, Limit, Limits, NodeKind};
 use crate::metadata::{Metadata, Timestamp};
 use crate::path::EntryPath;
+use crate::tar_archive::{Member, MemberKind};
 
 // image-spec, layer.md, "Whiteouts" and "Opaque Whiteout". The prefix `.wh..wh.` is that of AUFS's own files.
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";

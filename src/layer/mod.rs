@@ -9,28 +9,24 @@
 //! otherwise an error.
 //!
 //! Data passes the modules in this order: `blob` (bytes as they arrive) → `decompress` → `feed` → `stream` (tar bytes) →
-//! `archive` (members, with `header`, `pax` and `sparse`) → `mapping` (entries, with `xattrs`) → [`LayerReader`].
+//! [`tar_archive`](crate::tar_archive) (members) → `mapping` (entries, with `xattrs`) → [`LayerReader`].
 
-mod archive;
 mod blob;
 mod decompress;
 mod entry;
 mod error;
 mod feed;
 mod gzip;
-mod header;
 mod limits;
 mod losses;
 mod mapping;
-mod pax;
 mod reader;
-mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod xattrs;
 
-pub use archive::ContentPart;
+pub use crate::tar_archive::ContentPart;
 pub use decompress::{BlobCompression, unpack};
 pub use entry::{DeviceNumber, EntryKind, LayerEntry, NodeKind};
 pub use error::{EntryError, LayerError};

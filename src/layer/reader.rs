@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::archive::{Archive, Member, MemberKind};
 use super::blob::Blob;
 use super::decompress::Unpacker;
 use super::feed::Feed;
@@ -19,6 +18,7 @@ use super::{
 use crate::image::{DiffId, Digest};
 use crate::metadata::{Metadata, Xattrs};
 use crate::path::EntryPath;
+use crate::tar_archive::{Archive, HeaderLimits, Member, MemberKind};
 
 /// What the image states about a layer, verified while the layer is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,9 +53,11 @@ pub struct LayerSummary {
 ///
 /// After an error the reader must not be used any more.
 pub struct LayerReader<R> {
-    archive: Archive<R>,
+    archive: Archive<TarStream<R>>,
     expected: ExpectedLayer,
     limits: Limits,
+    /// Size of all regular files so far in bytes, including holes.
+    content_size: u64,
     /// Size of all paths, link targets and extended attributes so far, in bytes.
     metadata_size: u64,
     /// Number of zero bytes of holes that the caller has written out so far.
@@ -76,18 +78,28 @@ impl<R: Read> LayerReader<R> {
     }
 
     fn of_feed(feed: Feed<R>, expected: ExpectedLayer, limits: Limits) -> Self {
-        let archive = Archive::new(TarStream::new(feed, limits), limits);
-        let (metadata_size, filled_holes, losses, unpublished) = Default::default();
-        Self { archive, expected, limits, metadata_size, filled_holes, losses, unpublished, last_xattrs: None }
+        let Limits { headers, extended_header_size, .. } = limits;
+        Self {
+            archive: Archive::new(TarStream::new(feed, limits), HeaderLimits { headers, extended_header_size }),
+            expected,
+            limits,
+            content_size: 0,
+            metadata_size: 0,
+            filled_holes: 0,
+            losses: Losses::default(),
+            unpublished: HashMap::new(),
+            last_xattrs: None,
+        }
     }
 
     /// Returns the next entry, or `None` after the last. Unread content of the previous entry is skipped.
     pub fn next_entry(&mut self) -> Result<Option<LayerEntry>, LayerError> {
-        while let Some(member) = self.archive.next_member()? {
-            let entry = self.entry(member).map_err(|problem| self.archive.failed(problem))?;
+        while let Some(mut member) = self.archive.next_member()? {
+            self.start_content(&mut member)?;
+            let entry = self.entry(member).map_err(|problem| self.failed(problem))?;
             let allowed = self.limits.metadata_size;
             self.metadata_size += entry.as_ref().map_or(0, size_of_metadata);
-            Limit::MetadataSize.check(self.metadata_size, allowed).map_err(|limit| self.archive.failed(limit))?;
+            Limit::MetadataSize.check(self.metadata_size, allowed).map_err(|limit| self.failed(limit))?;
             // A member that is left out, or is a whiteout, may have content in the archive, which is not that of a
             // published file.
             if !entry.as_ref().is_some_and(is_file) {
@@ -110,14 +122,14 @@ impl<R: Read> LayerReader<R> {
 
     /// Returns the number of blob bytes that were read to produce the unpacked bytes so far.
     pub fn blob_bytes_read(&self) -> u64 {
-        self.archive.blob_bytes_read()
+        self.archive.stream().blob_bytes_read()
     }
 
     /// Must be called when the caller writes out `length` zero bytes of a hole. Returns an error if the limit is exceeded.
     pub fn count_filled_hole(&mut self, length: u64) -> Result<(), LayerError> {
         self.filled_holes += length;
         let checked = Limit::FilledHoles.check(self.filled_holes, self.limits.filled_holes);
-        checked.map_err(|limit| self.archive.failed(limit))
+        checked.map_err(|limit| self.failed(limit))
     }
 
     /// Reads the rest of the blob to its end, and verifies size, digest and diff ID.
@@ -125,11 +137,27 @@ impl<R: Read> LayerReader<R> {
     /// The remaining entries are read, too, and may cause errors: success means that the whole layer is valid.
     pub fn finish(mut self) -> Result<LayerSummary, LayerError> {
         while self.next_entry()?.is_some() {}
-        let stream = self.archive.into_drained_stream()?;
+        let mut stream = self.archive.into_stream();
+        // The digests of an image cover the whole blob, including the padding after the archive. DUCC stops at the end of
+        // the archive and so records other diff IDs for some layers.
+        stream.drain()?;
         let (blob_size, digest, compression) = stream.blob();
         let diff_id = stream.diff_id();
         verify(&self.expected, blob_size, digest, diff_id)?;
         Ok(LayerSummary { blob_size, compression, unpacked_size: stream.size(), diff_id, losses: self.losses })
+    }
+
+    /// Prepares to read the content of a member, also of a sparse file, and counts its size.
+    fn start_content(&mut self, member: &mut Member) -> Result<(), LayerError> {
+        self.archive.read_map(member, self.limits.sparse_segments)?;
+        self.content_size = self.content_size.saturating_add(member.size);
+        let checked = Limit::ContentSize.check(self.content_size, self.limits.content_size);
+        checked.map_err(|limit| self.failed(limit))
+    }
+
+    /// Returns an error about the current member.
+    fn failed(&self, problem: impl Into<EntryError>) -> LayerError {
+        LayerError::Entry { path: self.archive.shown_path(), problem: problem.into() }
     }
 
     fn entry(&mut self, member: Member) -> Result<Option<LayerEntry>, EntryError> {

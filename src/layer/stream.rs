@@ -9,15 +9,15 @@ use super::feed::Feed;
 use super::{BlobCompression, LayerError, Limit, Limits};
 use crate::image::{DiffId, Digest};
 use crate::span::{BYTES, span};
-
-/// Size of a tar block in bytes.
-pub(super) const BLOCK_SIZE: usize = 512;
+use crate::tar_archive::{BLOCK_SIZE, BlockStream};
 
 /// Size of a buffer in bytes. It is a multiple of [`BLOCK_SIZE`], and each buffer is filled completely, so that a refill never
 /// splits a block.
 ///
 /// A buffer of this size is still in the second-level cache when it is hashed and when its content is read.
 pub(super) const BUFFER_SIZE: usize = 256 << 10;
+
+const _: () = assert!(BUFFER_SIZE.is_multiple_of(BLOCK_SIZE));
 
 /// Reads the tar stream of a layer.
 pub(super) struct TarStream<R> {
@@ -37,35 +37,6 @@ impl<R: Read> TarStream<R> {
         let hasher = (feed.compression() != BlobCompression::None).then(Sha256::new);
         let buffer = vec![0; BUFFER_SIZE].into_boxed_slice();
         Self { feed, buffer, start: 0, end: 0, hasher, size: 0, limits }
-    }
-
-    /// Takes up to `max` bytes, and returns their range for [`Self::bytes`], which is valid until the next call. The range
-    /// is empty only at the end of the stream.
-    pub(super) fn take(&mut self, max: u64) -> Result<Range<usize>, LayerError> {
-        if self.start == self.end {
-            self.fill()?;
-        }
-        let count = usize::try_from(max).unwrap_or(usize::MAX).min(self.end - self.start);
-        self.start += count;
-        Ok(self.start - count..self.start)
-    }
-
-    /// Returns the bytes of a range that the last [`Self::take`] returned.
-    pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
-        &self.buffer[range]
-    }
-
-    /// Takes one block. The last block may be incomplete; at the end of the stream the slice is empty.
-    ///
-    /// Must be called only at a block boundary of the stream.
-    pub(super) fn take_block(&mut self) -> Result<&[u8], LayerError> {
-        let range = self.take(BLOCK_SIZE as u64)?;
-        Ok(self.bytes(range))
-    }
-
-    /// Returns the position in the stream of the next byte to take.
-    pub(super) fn offset(&self) -> u64 {
-        self.size - (self.end - self.start) as u64
     }
 
     /// Reads and discards the rest of the blob.
@@ -119,5 +90,26 @@ impl<R: Read> TarStream<R> {
             Limit::Ratio.check(self.size.div_ceil(blob_size), self.limits.ratio)?;
         }
         Ok(())
+    }
+}
+
+impl<R: Read> BlockStream for TarStream<R> {
+    type Error = LayerError;
+
+    fn take(&mut self, max: u64) -> Result<Range<usize>, LayerError> {
+        if self.start == self.end {
+            self.fill()?;
+        }
+        let count = usize::try_from(max).unwrap_or(usize::MAX).min(self.end - self.start);
+        self.start += count;
+        Ok(self.start - count..self.start)
+    }
+
+    fn bytes(&self, range: Range<usize>) -> &[u8] {
+        &self.buffer[range]
+    }
+
+    fn offset(&self) -> u64 {
+        self.size - (self.end - self.start) as u64
     }
 }

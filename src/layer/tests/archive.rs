@@ -1,8 +1,20 @@
-use super::sample::gzip;
 use super::*;
+use crate::tar_archive::{HeaderError, MemberError};
 
 const LONG: &str =
     "a-directory-with-a-long-name/another-directory-with-a-long-name/and-one-more-directory-with-a-long-name/file";
+
+/// Reads an archive with a malformed entry, and returns that entry's path and error.
+fn malformed(tar: Tar) -> (String, MemberError) {
+    malformed_of(read(&tar.end()))
+}
+
+fn malformed_of<T>(outcome: Result<T, LayerError>) -> (String, MemberError) {
+    match problem_of(outcome) {
+        (path, EntryError::Malformed(problem)) => (path, problem),
+        (_, other) => panic!("not malformed: {other}"),
+    }
+}
 
 #[test]
 fn path_comes_from_header_prefix_and_extensions() {
@@ -55,8 +67,8 @@ fn global_records_are_ignored() {
 fn global_header_discards_earlier_extensions_of_the_next_entry() {
     let tar = Tar::default().pax(&[("path", "x")]).extended(b'g', &[("comment", "a")]).file("a", "");
     assert_eq!(entries(tar)[0].0.path, path("a"), "as Go reads it");
-    let malformed = Tar::default().entry(Head::new(b'g', "PaxHeaders/0"), "9 patha\n\n").file("a", "");
-    assert_eq!(problem(malformed).1, EntryError::Record);
+    let global = Tar::default().entry(Head::new(b'g', "PaxHeaders/0"), "9 patha\n\n").file("a", "");
+    assert_eq!(malformed(global).1, MemberError::Record);
 }
 
 #[test]
@@ -87,7 +99,7 @@ fn different_sizes_in_header_and_pax_header_are_refused() {
     // A reader that ignores one of the two sizes would find a hidden entry in the content.
     let hidden = Tar::default().file("hidden", "").0;
     let tar = Tar::default().pax(&[("size", "512")]).head(Head::file("a").size(1024)).content(&hidden).content(&hidden);
-    assert_eq!(problem(tar), ("a".to_owned(), EntryError::TwoSizes { header: 1024, extended: 512 }));
+    assert_eq!(malformed(tar), ("a".to_owned(), MemberError::TwoSizes { header: 1024, extended: 512 }));
 }
 
 #[test]
@@ -169,14 +181,17 @@ fn end_marker_may_be_short_or_missing() {
 fn archive_that_ends_inside_an_entry_or_header_is_refused() {
     let tar = Tar::default().file("dir/a", vec![b'x'; 1000]);
     for end in [512, 513, 1511] {
-        assert_eq!(problem_of(read(&tar.0[..end])), ("dir/a".to_owned(), EntryError::Truncated), "{end}");
+        assert_eq!(malformed_of(read(&tar.0[..end])), ("dir/a".to_owned(), MemberError::Truncated), "{end}");
     }
     for end in [1536 + 1, 1536 + 511] {
         let error = read(&tar.clone().end()[..end]).unwrap_err();
-        assert!(matches!(&error, LayerError::Header { offset: 1536, after, .. } if after == "dir/a"), "{error}");
+        assert!(
+            matches!(&error, LayerError::Header(HeaderError { offset: 1536, after, .. }) if after == "dir/a"),
+            "{error}"
+        );
     }
     let extension_only = Tar::default().long(b'L', "b");
-    assert_eq!(problem(extension_only).1, EntryError::NothingExtended);
+    assert_eq!(malformed(extension_only).1, MemberError::NothingExtended);
 }
 
 #[test]
@@ -184,11 +199,11 @@ fn error_about_a_header_names_the_previous_entry() {
     let mut blob = Tar::default().file("a", "").file("b", "").end();
     blob[512 + 100] ^= 1;
     let error = read(&blob).unwrap_err();
-    assert!(matches!(&error, LayerError::Header { offset: 512, after, .. } if after == "a"), "{error}");
+    assert!(matches!(&error, LayerError::Header(HeaderError { offset: 512, after, .. }) if after == "a"), "{error}");
     let lying = Tar::default().head(Head::file("a").size(1)).content("x").raw("not zero, and no header either").end();
-    assert!(matches!(read(&lying), Err(LayerError::Header { offset: 1024, .. })));
+    assert!(matches!(read(&lying), Err(LayerError::Header(HeaderError { offset: 1024, .. }))));
     let zero_inside = Tar::default().file("a", "").raw([0; 512]).file("b", "").end();
-    assert!(matches!(read(&zero_inside), Err(LayerError::Header { offset: 512, .. })));
+    assert!(matches!(read(&zero_inside), Err(LayerError::Header(HeaderError { offset: 512, .. }))));
 }
 
 #[test]
@@ -203,14 +218,14 @@ fn checksum_may_be_a_sum_of_signed_bytes() {
 fn error_names_the_field_that_is_not_a_number() {
     for (offset, field) in [(100, "mode"), (108, "uid"), (116, "gid"), (124, "size"), (136, "mtime")] {
         let tar = Tar::default().head(Head::file("a").bytes(offset, "x"));
-        assert_eq!(problem(tar), ("a".to_owned(), EntryError::Number(field)));
+        assert_eq!(malformed(tar), ("a".to_owned(), MemberError::Number(field)));
     }
     let negative = Tar::default().head(Head::file("a").base_256(124, 12, -1));
-    assert_eq!(problem(negative).1, EntryError::Number("size"));
+    assert_eq!(malformed(negative).1, MemberError::Number("size"));
     let tar = Tar::default().pax(&[("size", "9223372036854775808")]).head(Head::file("a"));
-    assert_eq!(problem(tar).1, EntryError::Number("size"));
-    assert_eq!(problem(Tar::default().pax(&[("uid", "1x")]).file("a", "")).1, EntryError::Number("uid"));
-    assert_eq!(problem(Tar::default().entry(Head::new(b'x', "h"), "x")).1, EntryError::Record);
+    assert_eq!(malformed(tar).1, MemberError::Number("size"));
+    assert_eq!(malformed(Tar::default().pax(&[("uid", "1x")]).file("a", "")).1, MemberError::Number("uid"));
+    assert_eq!(malformed(Tar::default().entry(Head::new(b'x', "h"), "x")).1, MemberError::Record);
 }
 
 /// Header of a sparse file in old GNU format, with `pieces` as its map.
@@ -238,7 +253,7 @@ fn old_gnu_map_is_in_the_header_and_the_blocks_after_it() {
     let tar = Tar::default().raw(head).raw(more(&pieces[4..25], 1)).raw(more(&pieces[25..], 0));
     let file = entry(tar.clone().content([b'x'; 30]));
     assert_eq!(file.1, b"x\0".repeat(30));
-    assert_eq!(problem_of(read(&tar.0[..1024])), ("sparse".to_owned(), EntryError::Truncated));
+    assert_eq!(malformed_of(read(&tar.0[..1024])), ("sparse".to_owned(), MemberError::Truncated));
 }
 
 #[test]
@@ -268,7 +283,7 @@ fn pax_maps_are_in_records_or_in_the_content() {
     assert_eq!(node(&file.0), &NodeKind::File { size: 10, content: () });
 
     let tar = Tar::default().pax(&v10).file("GNUSparseFile.0/s", "2\n2\n");
-    assert_eq!(problem(tar), ("dir/s".to_owned(), EntryError::Sparse("its map does not end")));
+    assert_eq!(malformed(tar), ("dir/s".to_owned(), MemberError::Sparse("its map does not end")));
 }
 
 #[test]
@@ -285,10 +300,10 @@ fn malformed_sparse_files_are_refused() {
         Tar::default().entry(Head::new(b'S', "a"), "abc"),
         Tar::default().entry(gnu_sparse(10, &[(2, 2), (3, 1)]), "abc"),
     ] {
-        assert!(matches!(problem(tar).1, EntryError::Sparse(_)));
+        assert!(matches!(malformed(tar).1, MemberError::Sparse(_)));
     }
     let wrong = gnu_sparse(10, &[(2, 2)]).bytes(386, "x");
-    assert!(matches!(problem(Tar::default().entry(wrong, "ab")).1, EntryError::Number(_)));
+    assert!(matches!(malformed(Tar::default().entry(wrong, "ab")).1, MemberError::Number(_)));
 }
 
 #[test]

@@ -1,6 +1,5 @@
 use std::io;
 
-use super::sample::{gzip, zstd};
 use super::*;
 
 fn tar() -> Vec<u8> {

@@ -1,7 +1,6 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::sample::{gzip, zstd};
 use super::*;
 
 fn exceeded<T>(outcome: Result<T, LayerError>) -> Option<Limit> {

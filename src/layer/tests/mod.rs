@@ -4,12 +4,11 @@ mod archive;
 mod blob;
 mod entries;
 mod hostile;
-mod sample;
 
 use super::*;
 use crate::image::{DiffId, Digest};
 use crate::path::{EntryPath, PathError};
-use sample::{Head, Tar};
+use crate::tar_archive::testing::{Head, Tar};
 
 /// Entries of a layer with the content of files, holes filled with zeros, and its summary.
 type Read = (Vec<(LayerEntry, Vec<u8>)>, LayerSummary);
@@ -90,4 +89,15 @@ fn node(entry: &LayerEntry) -> &NodeKind {
         EntryKind::Node(_, node) => node,
         other => panic!("{other:?} is not a node"),
     }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::stream::encode_all(bytes, 1).unwrap()
 }

@@ -3,9 +3,9 @@
 //! GNU tar has written four formats over the years. The oldest has its map in the header block and in blocks after it
 //! (`header`), PAX 0.0 and 0.1 have it in the extended header, and PAX 1.0 at the start of the content.
 
+use super::MemberError;
 use super::pax::{decimal, some_unless_empty};
 use super::stream::BLOCK_SIZE;
-use super::{EntryError, Limit, Limits};
 
 /// A data segment of a file that the archive stores. A file without holes is one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +36,8 @@ pub(super) struct SparseRecords {
 
 impl SparseRecords {
     /// Applies one record. `key` is the key without the prefix `GNU.sparse.`.
-    pub(super) fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
-        let number = || decimal(value).ok_or(EntryError::Number("GNU.sparse record"));
+    pub(super) fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), MemberError> {
+        let number = || decimal(value).ok_or(MemberError::Number("GNU.sparse record"));
         match key {
             b"major" => self.version[0] = Some(number()?),
             b"minor" => self.version[1] = Some(number()?),
@@ -50,7 +50,7 @@ impl SparseRecords {
             b"numbytes" => {
                 // Version 0.0 repeats this pair for each segment, against POSIX, where a later record replaces an earlier
                 // one.
-                let offset = self.offset.take().ok_or(EntryError::Sparse("its map has a length without an offset"))?;
+                let offset = self.offset.take().ok_or(MemberError::Sparse("its map has a length without an offset"))?;
                 self.map.push(Segment { offset, length: number()? });
                 self.has_map = true;
             }
@@ -64,28 +64,28 @@ impl SparseRecords {
     }
 
     /// Returns the location of the map, or `None` if the file is not sparse.
-    pub(super) fn map_location(&self) -> Result<Option<MapLocation>, EntryError> {
+    pub(super) fn map_location(&self) -> Result<Option<MapLocation>, MemberError> {
         match self.version {
             [Some(1), Some(0)] => Ok(Some(MapLocation::Content)),
             [Some(0), Some(0 | 1)] => Ok(Some(MapLocation::Records)),
             // Version 0.0 has no version records.
             [None, None] => Ok((self.has_map || self.size.is_some()).then_some(MapLocation::Records)),
             // Without its map, the stored bytes would be published as if they were the whole file.
-            _ => Err(EntryError::Sparse("its version is unknown")),
+            _ => Err(MemberError::Sparse("its version is unknown")),
         }
     }
 
     /// Returns the size of the file in bytes, including holes.
-    pub(super) fn file_size(&self) -> Result<u64, EntryError> {
-        self.size.ok_or(EntryError::Sparse("its size is missing"))
+    pub(super) fn file_size(&self) -> Result<u64, MemberError> {
+        self.size.ok_or(MemberError::Sparse("its size is missing"))
     }
 }
 
-fn map_in_one_record(value: &[u8]) -> Result<Vec<Segment>, EntryError> {
+fn map_in_one_record(value: &[u8]) -> Result<Vec<Segment>, MemberError> {
     if value.is_empty() {
         return Ok(Vec::new());
     }
-    let wrong = EntryError::Sparse("its map is not pairs of numbers");
+    let wrong = MemberError::Sparse("its map is not pairs of numbers");
     let numbers: Option<Vec<u64>> = value.split(|&b| b == b',').map(decimal).collect();
     let numbers = numbers.ok_or(wrong.clone())?;
     let (pairs, rest) = numbers.as_chunks::<2>();
@@ -107,8 +107,8 @@ pub(super) struct MapReader {
 
 impl MapReader {
     /// Parses the next block of the map, and returns whether the map is complete.
-    pub(super) fn read(&mut self, block: &[u8; BLOCK_SIZE], limits: &Limits) -> Result<bool, EntryError> {
-        let wrong = EntryError::Sparse("its map is not lines of numbers");
+    pub(super) fn read(&mut self, block: &[u8; BLOCK_SIZE], max_segments: u64) -> Result<bool, MemberError> {
+        let wrong = MemberError::Sparse("its map is not lines of numbers");
         for &b in block {
             match b {
                 b'0'..=b'9' => {
@@ -117,7 +117,7 @@ impl MapReader {
                 }
                 b'\n' => {
                     let number = self.line.take().ok_or(wrong.clone())?;
-                    self.take_number(number, limits)?;
+                    self.take_number(number, max_segments)?;
                     if self.is_complete() {
                         return Ok(true);
                     }
@@ -133,10 +133,10 @@ impl MapReader {
         self.map
     }
 
-    fn take_number(&mut self, number: u64, limits: &Limits) -> Result<(), EntryError> {
+    fn take_number(&mut self, number: u64, max_segments: u64) -> Result<(), MemberError> {
         match (self.count, self.offset.take()) {
             (None, _) => {
-                Limit::SparseSegments.check(number, limits.sparse_segments)?;
+                check_count(number, max_segments)?;
                 self.count = Some(number);
             }
             (Some(_), None) => self.offset = Some(number),
@@ -150,25 +150,30 @@ impl MapReader {
     }
 }
 
+/// Returns an error if a map has too many segments.
+pub(super) fn check_count(segments: u64, max_segments: u64) -> Result<(), MemberError> {
+    if segments > max_segments { Err(MemberError::TooManySegments { allowed: max_segments }) } else { Ok(()) }
+}
+
 /// Returns an error if segments overlap, are out of order, exceed the file, or do not add up to the `stored` bytes.
-pub(super) fn check_map(map: &[Segment], file_size: u64, stored: u64) -> Result<(), EntryError> {
+pub(super) fn check_map(map: &[Segment], file_size: u64, stored: u64) -> Result<(), MemberError> {
     let mut end = 0;
     let mut total = 0_u64;
     for segment in map {
         // Go's reader refuses overlaps, too (`validateSparseEntries`).
         if segment.offset < end {
-            return Err(EntryError::Sparse("segments of its map overlap or are out of order"));
+            return Err(MemberError::Sparse("segments of its map overlap or are out of order"));
         }
-        end = segment.offset.checked_add(segment.length).ok_or(EntryError::Sparse("its map exceeds the file"))?;
+        end = segment.offset.checked_add(segment.length).ok_or(MemberError::Sparse("its map exceeds the file"))?;
         // The sum cannot overflow: the segments do not overlap, so the sum is at most the end of the last segment.
         total += segment.length;
     }
     if end > file_size {
-        return Err(EntryError::Sparse("its map exceeds the file"));
+        return Err(MemberError::Sparse("its map exceeds the file"));
     }
     // A difference would shift all following headers, or publish bytes that are not of this file.
     if total != stored {
-        return Err(EntryError::Sparse("its map does not match the data in the archive"));
+        return Err(MemberError::Sparse("its map does not match the data in the archive"));
     }
     Ok(())
 }
@@ -206,26 +211,24 @@ mod tests {
 
     #[test]
     fn map_in_content_may_span_blocks() {
-        let limits = Limits::default();
         let lines: String = (0..100).map(|n| format!("{}\n1\n", n * 1000)).collect();
         let text = format!("100\n{lines}");
         let mut reader = MapReader::default();
         let complete: Vec<bool> =
-            text.as_bytes().chunks(BLOCK_SIZE).map(|part| reader.read(&block(part), &limits).unwrap()).collect();
+            text.as_bytes().chunks(BLOCK_SIZE).map(|part| reader.read(&block(part), 100).unwrap()).collect();
         assert_eq!(complete, [false, true]);
         assert_eq!(reader.into_map()[99], piece(99_000, 1));
         let mut empty = MapReader::default();
-        assert_eq!(empty.read(&block(b"0\n"), &limits), Ok(true));
+        assert_eq!(empty.read(&block(b"0\n"), 0), Ok(true));
     }
 
     #[test]
     fn garbage_and_too_many_segments_in_a_map_are_refused() {
-        let limits = Limits { sparse_segments: 2, ..Limits::default() };
         for wrong in [&b"x\n"[..], b"\n", b"-1\n", b"1\n0\n", b"99999999999999999999\n", b""] {
-            assert!(MapReader::default().read(&block(wrong), &limits).is_err(), "{}", wrong.escape_ascii());
+            assert!(MapReader::default().read(&block(wrong), 2).is_err(), "{}", wrong.escape_ascii());
         }
-        assert_eq!(MapReader::default().read(&block(b"2\n0\n1\n5\n1\n"), &limits), Ok(true));
-        let expected = Limit::SparseSegments.check(3, 2).unwrap_err().into();
-        assert_eq!(MapReader::default().read(&block(b"3\n0\n1\n5\n1\n8\n1\n"), &limits), Err(expected));
+        assert_eq!(MapReader::default().read(&block(b"2\n0\n1\n5\n1\n"), 2), Ok(true));
+        let expected = MemberError::TooManySegments { allowed: 2 };
+        assert_eq!(MapReader::default().read(&block(b"3\n0\n1\n5\n1\n8\n1\n"), 2), Err(expected));
     }
 }

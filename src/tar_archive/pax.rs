@@ -1,21 +1,21 @@
 //! Parses the records of PAX extended headers (POSIX.1-2017, pax, "pax Extended Header").
 
-use super::EntryError;
+use super::MemberError;
 use super::sparse::SparseRecords;
 use crate::metadata::{Timestamp, Xattrs};
 
-/// Values that extended headers state for an entry. If a value is absent, the value in the header block applies.
+/// Values that extended headers state for a member. If a value is absent, the value in the header block applies.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Extended {
-    pub(super) path: Option<Vec<u8>>,
-    pub(super) link_target: Option<Vec<u8>>,
-    pub(super) size: Option<u64>,
-    pub(super) uid: Option<i64>,
-    pub(super) gid: Option<i64>,
-    pub(super) mtime: Option<Timestamp>,
-    pub(super) device_major: Option<i64>,
-    pub(super) device_minor: Option<i64>,
-    pub(super) has_acl: bool,
+pub(crate) struct Extended {
+    pub(crate) path: Option<Vec<u8>>,
+    pub(crate) link_target: Option<Vec<u8>>,
+    pub(crate) size: Option<u64>,
+    pub(crate) uid: Option<i64>,
+    pub(crate) gid: Option<i64>,
+    pub(crate) mtime: Option<Timestamp>,
+    pub(crate) device_major: Option<i64>,
+    pub(crate) device_minor: Option<i64>,
+    pub(crate) has_acl: bool,
     pub(super) sparse: SparseRecords,
     schily_xattrs: Xattrs,
     libarchive_xattrs: Xattrs,
@@ -24,10 +24,10 @@ pub(super) struct Extended {
 impl Extended {
     /// Applies the records of an `x` header in order. A record with an empty value removes the value of an earlier record
     /// with the same key.
-    pub(super) fn apply(&mut self, records: &[u8]) -> Result<(), EntryError> {
+    pub(super) fn apply(&mut self, records: &[u8]) -> Result<(), MemberError> {
         let mut rest = records;
         while !rest.is_empty() {
-            let (key, value, after) = split_record(rest).ok_or(EntryError::Record)?;
+            let (key, value, after) = split_record(rest).ok_or(MemberError::Record)?;
             self.set(key, value)?;
             rest = after;
         }
@@ -39,14 +39,14 @@ impl Extended {
     ///
     /// An attribute with an empty value is dropped: Go's reader treats an empty value as absence, as in any other record, and so
     /// do umoci and podman.
-    pub(super) fn take_xattrs(&mut self) -> Xattrs {
+    pub(crate) fn take_xattrs(&mut self) -> Xattrs {
         let mut xattrs = std::mem::take(&mut self.libarchive_xattrs);
         xattrs.append(&mut self.schily_xattrs);
         xattrs.retain(|_, value| !value.is_empty());
         xattrs
     }
 
-    fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
+    fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), MemberError> {
         match key {
             // POSIX (pax, "pax Extended Header"): an empty value deletes what an earlier record stated.
             b"path" => self.path = some_unless_empty(value),
@@ -62,13 +62,13 @@ impl Extended {
         Ok(())
     }
 
-    fn set_by_prefix(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
+    fn set_by_prefix(&mut self, key: &[u8], value: &[u8]) -> Result<(), MemberError> {
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
             self.schily_xattrs.insert(name.into(), value.into());
         // libarchive's tar(5): the name is URL-encoded, the value base64.
         } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
-            let name = percent_decoded(name).ok_or(EntryError::Record)?;
-            let value = base64_decoded(value).ok_or(EntryError::Record)?;
+            let name = percent_decoded(name).ok_or(MemberError::Record)?;
+            let value = base64_decoded(value).ok_or(MemberError::Record)?;
             self.libarchive_xattrs.insert(name.into(), value.into());
         } else if key.starts_with(b"SCHILY.acl.") {
             self.has_acl |= !value.is_empty();
@@ -80,10 +80,10 @@ impl Extended {
 }
 
 /// Returns an error if a record is malformed, even if its key is ignored.
-pub(super) fn check_records(records: &[u8]) -> Result<(), EntryError> {
+pub(super) fn check_records(records: &[u8]) -> Result<(), MemberError> {
     let mut rest = records;
     while !rest.is_empty() {
-        (_, _, rest) = split_record(rest).ok_or(EntryError::Record)?;
+        (_, _, rest) = split_record(rest).ok_or(MemberError::Record)?;
     }
     Ok(())
 }
@@ -104,11 +104,11 @@ pub(super) fn some_unless_empty(value: &[u8]) -> Option<Vec<u8>> {
     (!value.is_empty()).then(|| value.to_vec())
 }
 
-fn parsed<T>(value: &[u8], parse: fn(&[u8]) -> Option<T>, name: &'static str) -> Result<Option<T>, EntryError> {
+fn parsed<T>(value: &[u8], parse: fn(&[u8]) -> Option<T>, name: &'static str) -> Result<Option<T>, MemberError> {
     if value.is_empty() {
         return Ok(None);
     }
-    parse(value).map(Some).ok_or(EntryError::Number(name))
+    parse(value).map(Some).ok_or(MemberError::Number(name))
 }
 
 /// Parses decimal digits, without sign or spaces.
@@ -194,7 +194,7 @@ fn base64_decoded(text: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn applied(records: &[u8]) -> Result<Extended, EntryError> {
+    fn applied(records: &[u8]) -> Result<Extended, MemberError> {
         let mut extended = Extended::default();
         extended.apply(records)?;
         Ok(extended)
@@ -216,7 +216,7 @@ mod tests {
             b"9 path=a\n\0\0",
             b"9",
         ] {
-            assert_eq!(applied(wrong).unwrap_err(), EntryError::Record, "{}", wrong.escape_ascii());
+            assert_eq!(applied(wrong).unwrap_err(), MemberError::Record, "{}", wrong.escape_ascii());
         }
     }
 

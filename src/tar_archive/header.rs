@@ -1,11 +1,11 @@
 //! Parses one tar header block, in the dialects V7, ustar, star and GNU.
 
-use super::EntryError;
+use super::MemberError;
 use super::sparse::Segment;
 use super::stream::BLOCK_SIZE;
 
 /// A header block.
-pub(super) struct Header([u8; BLOCK_SIZE]);
+pub(crate) struct Header([u8; BLOCK_SIZE]);
 
 /// Tar dialect of a header. The dialects use some of the bytes for different fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,32 +57,32 @@ impl Header {
         text(&self.0[157..257])
     }
 
-    pub(super) fn mode(&self) -> Result<i64, EntryError> {
-        number(&self.0[100..108]).ok_or(EntryError::Number("mode"))
+    pub(crate) fn mode(&self) -> Result<i64, MemberError> {
+        number(&self.0[100..108]).ok_or(MemberError::Number("mode"))
     }
 
-    pub(super) fn uid(&self) -> Result<i64, EntryError> {
-        number(&self.0[108..116]).ok_or(EntryError::Number("uid"))
+    pub(crate) fn uid(&self) -> Result<i64, MemberError> {
+        number(&self.0[108..116]).ok_or(MemberError::Number("uid"))
     }
 
-    pub(super) fn gid(&self) -> Result<i64, EntryError> {
-        number(&self.0[116..124]).ok_or(EntryError::Number("gid"))
+    pub(crate) fn gid(&self) -> Result<i64, MemberError> {
+        number(&self.0[116..124]).ok_or(MemberError::Number("gid"))
     }
 
-    pub(super) fn size(&self) -> Result<u64, EntryError> {
+    pub(super) fn size(&self) -> Result<u64, MemberError> {
         unsigned(&self.0[124..136], "size")
     }
 
-    pub(super) fn mtime(&self) -> Result<i64, EntryError> {
-        number(&self.0[136..148]).ok_or(EntryError::Number("mtime"))
+    pub(crate) fn mtime(&self) -> Result<i64, MemberError> {
+        number(&self.0[136..148]).ok_or(MemberError::Number("mtime"))
     }
 
     /// Returns the major and minor device number. V7 has no fields for these numbers, so both are 0.
-    pub(super) fn device(&self) -> Result<(i64, i64), EntryError> {
+    pub(crate) fn device(&self) -> Result<(i64, i64), MemberError> {
         if self.dialect() == Dialect::V7 {
             return Ok((0, 0));
         }
-        let part = |bytes| number(bytes).ok_or(EntryError::Number("device number"));
+        let part = |bytes| number(bytes).ok_or(MemberError::Number("device number"));
         Ok((part(&self.0[329..337])?, part(&self.0[337..345])?))
     }
 
@@ -91,15 +91,19 @@ impl Header {
     }
 
     /// Returns the size in bytes, including holes, of the sparse file that this GNU header describes.
-    pub(super) fn sparse_size(&self) -> Result<u64, EntryError> {
+    pub(super) fn sparse_size(&self) -> Result<u64, MemberError> {
         unsigned(&self.0[483..495], "size of the sparse file")
     }
 
-    /// Appends the data segments of a sparse file in this GNU header, and returns whether a block with more segments follows.
-    pub(super) fn read_sparse_segments(&self, segments: &mut Vec<Segment>) -> Result<bool, EntryError> {
+    /// Appends the data segments of a sparse file in this GNU header.
+    pub(super) fn read_sparse_segments(&self, segments: &mut Vec<Segment>) -> Result<(), MemberError> {
         // `struct oldgnu_header` has four rows, and a flag after them (GNU tar manual, "Basic Tar Format").
-        read_sparse_segments(&self.0[386..482], segments)?;
-        Ok(self.0[482] != 0)
+        read_sparse_segments(&self.0[386..482], segments)
+    }
+
+    /// Returns whether a block with more segments follows this header of a sparse file.
+    pub(super) fn map_continues(&self) -> bool {
+        self.is_gnu() && self.0[482] != 0
     }
 
     fn dialect(&self) -> Dialect {
@@ -113,17 +117,23 @@ impl Header {
     }
 }
 
-/// Appends the data segments in a `block` that continues a GNU header, and returns whether another such block follows.
-pub(super) fn read_continued_sparse_segments(
-    block: &[u8; BLOCK_SIZE],
-    segments: &mut Vec<Segment>,
-) -> Result<bool, EntryError> {
-    // `struct sparse_header` has 21 rows, and a flag after them (GNU tar manual, "Basic Tar Format").
-    read_sparse_segments(&block[..504], segments)?;
-    Ok(block[504] != 0)
+/// A block that continues the map of a sparse file in a GNU header.
+// `struct sparse_header` has 21 rows, and a flag after them (GNU tar manual, "Basic Tar Format").
+pub(super) struct MapBlock(pub(super) [u8; BLOCK_SIZE]);
+
+impl MapBlock {
+    /// Appends the data segments.
+    pub(super) fn read_sparse_segments(&self, segments: &mut Vec<Segment>) -> Result<(), MemberError> {
+        read_sparse_segments(&self.0[..504], segments)
+    }
+
+    /// Returns whether another such block follows.
+    pub(super) fn map_continues(&self) -> bool {
+        self.0[504] != 0
+    }
 }
 
-fn read_sparse_segments(table: &[u8], segments: &mut Vec<Segment>) -> Result<(), EntryError> {
+fn read_sparse_segments(table: &[u8], segments: &mut Vec<Segment>) -> Result<(), MemberError> {
     // A table that is not full ends at the first row without an offset.
     for row in table.chunks_exact(24).take_while(|row| row[0] != 0) {
         let offset = unsigned(&row[..12], "offset in the map of the sparse file")?;
@@ -138,8 +148,8 @@ pub(super) fn text(field: &[u8]) -> &[u8] {
     field.split(|&b| b == 0).next().unwrap_or_default()
 }
 
-fn unsigned(field: &[u8], name: &'static str) -> Result<u64, EntryError> {
-    number(field).and_then(|number| u64::try_from(number).ok()).ok_or(EntryError::Number(name))
+fn unsigned(field: &[u8], name: &'static str) -> Result<u64, MemberError> {
+    number(field).and_then(|number| u64::try_from(number).ok()).ok_or(MemberError::Number(name))
 }
 
 /// Parses a numeric field. The field contains octal digits, which spaces or NULs may surround; a field without digits means
