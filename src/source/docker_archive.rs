@@ -14,7 +14,7 @@ use super::compression::Compression;
 use super::document;
 use super::error::SourceError;
 use super::resolve::{admit, check_layer_count, single};
-use super::tar_index::{Member, TarArchive};
+use super::tar_index::{ArchivedFile, TarArchive};
 use super::tar_stream::MAX_UNPACKED;
 use super::{Image, ImageLayer, LayerBlob, PlatformRequest, Source, full_names};
 use crate::image::{DiffId, Document, ImageConfig, Platform};
@@ -51,7 +51,7 @@ struct ArchivedImage {
 struct ArchivedLayer {
     diff_id: DiffId,
     name: String,
-    member: Member,
+    member: ArchivedFile,
 }
 
 impl DockerArchive {
@@ -99,7 +99,7 @@ impl DockerArchive {
     }
 
     fn open_plain(&self, layer: &ArchivedLayer) -> Result<Box<dyn Read + Send>, SourceError> {
-        let stored = self.archive.open_member(&layer.member)?;
+        let stored = self.archive.open_file(&layer.member)?;
         let plain = layer.member.compression.unpack(stored.reader);
         plain.map_err(|source| self.unpack_failed(layer, source))
     }
@@ -210,13 +210,13 @@ fn digest_in_name(name: &str) -> Option<&str> {
     (digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))).then_some(digits)
 }
 
-fn find(archive: &TarArchive, name: &str) -> Result<Member, SourceError> {
+fn find(archive: &TarArchive, name: &str) -> Result<ArchivedFile, SourceError> {
     let missing = || SourceError::MissingMember { path: archive.path().to_owned(), member: name.to_owned() };
     archive.find(name)?.ok_or_else(missing)
 }
 
 fn read(archive: &TarArchive, name: &str) -> Result<Vec<u8>, SourceError> {
-    document::read_bounded(archive.path(), name, archive.open_member(&find(archive, name)?)?)
+    document::read_bounded(archive.path(), name, archive.open_file(&find(archive, name)?)?)
 }
 
 fn null_as_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::image::{Digest, NameError};
 use crate::message::quoted;
 use crate::registry::RegistryError;
+use crate::tar_archive::{MemberError, TarError};
 
 /// An image could not be found or read.
 #[derive(Debug, thiserror::Error)]
@@ -278,22 +279,9 @@ pub enum SourceError {
 /// A tar file with an image cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// A header is invalid.
-    #[error("the header at byte {position} is damaged, or the file is not a tar archive")]
-    Header {
-        /// Offset of the header in the uncompressed archive.
-        position: u64,
-        /// The cause.
-        source: tar_core::parse::ParseError,
-    },
-    /// The headers of one member exceed the size limit.
-    #[error("the headers at byte {position} are longer than {limit} bytes")]
-    HeadersTooLong {
-        /// Offset of the headers in the uncompressed archive.
-        position: u64,
-        /// Maximum number of bytes.
-        limit: usize,
-    },
+    /// The file is not a tar archive, or a header in it is damaged.
+    #[error(transparent)]
+    Malformed(TarError),
     /// The archive is truncated.
     #[error("the file is truncated: it ends inside a member")]
     Truncated,
@@ -331,6 +319,15 @@ pub enum ArchiveError {
         /// The member.
         member: String,
     },
+}
+
+impl From<TarError> for ArchiveError {
+    fn from(error: TarError) -> Self {
+        match error {
+            TarError::Member { problem: MemberError::Truncated, .. } => Self::Truncated,
+            error => Self::Malformed(error),
+        }
+    }
 }
 
 /// Maximum number of names in a message.

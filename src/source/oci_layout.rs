@@ -228,7 +228,7 @@ impl LayoutFiles {
             Self::Directory(directory) => open_file(directory.join(name)),
             Self::Archive(archive) => {
                 let member = archive.find(name)?;
-                member.map(|member| archive.open_member(&member)).transpose()
+                member.map(|member| archive.open_file(&member)).transpose()
             }
         }
     }

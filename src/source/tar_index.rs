@@ -6,26 +6,24 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Cursor;
+use std::io::{self, Cursor};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use tar_core::EntryType;
-use tar_core::parse::{Limits, ParseEvent, ParsedEntry, Parser};
 
 use super::compression::Compression;
 use super::document::Blob;
 use super::error::{ArchiveError, SourceError};
-use super::tar_stream::{ArchiveStream, FileSpan, HeaderWindow, MemberReader};
+use super::tar_stream::{ArchiveStream, FileSpan, MemberReader, ScannedStream};
+use crate::tar_archive::{Archive, BlockStream as _, ContentPart, HeaderLimits, Member, MemberKind};
 
 /// Maximum number of members, about ten times the number in a `docker save` of a thousand images.
 const MAX_MEMBERS: usize = 250_000;
 /// Maximum total length of names and link targets in bytes.
 const MAX_NAME_BYTES: usize = 32 << 20;
-/// Maximum length of one name in bytes: `PATH_MAX` of Linux.
-const MAX_NAME_LENGTH: u32 = 4096;
-/// Maximum size of the headers of one member in bytes: enough for PAX headers of 1 MiB.
-const MAX_HEADERS: usize = 2 << 20;
+/// Maximum number of headers: a member may have a header of its own, a PAX header, and GNU headers for a long name and a long target.
+const MAX_HEADERS: u64 = 4 * MAX_MEMBERS as u64;
+/// Maximum size of one PAX header or GNU long name in bytes, as in layers.
+const MAX_EXTENDED_HEADER: u64 = 1 << 20;
 /// Maximum size of a member of a compressed archive that is kept in memory, in bytes. Image configs are usually smaller.
 const MAX_KEPT_MEMBER: u64 = 128 << 10;
 /// Maximum total size of the members that are kept in memory, in bytes.
@@ -44,7 +42,7 @@ pub(super) struct TarArchive {
 
 /// A regular file inside an archive.
 #[derive(Debug, Clone)]
-pub(super) struct Member {
+pub(super) struct ArchivedFile {
     /// Offset of its content in the uncompressed archive.
     offset: u64,
     /// Size in bytes.
@@ -58,7 +56,7 @@ pub(super) struct Member {
 /// Content of an archive under one name.
 #[derive(Debug)]
 enum ArchiveEntry {
-    File(Member),
+    File(ArchivedFile),
     Link(Vec<u8>),
     Sparse,
 }
@@ -75,7 +73,7 @@ impl TarArchive {
         let compression = file.detect().map_err(failed)?;
         let members = ArchiveStream::new(&file, compression)
             .map_err(|source| ArchiveError::Read { position: 0, source })
-            .and_then(|stream| list(HeaderWindow::new(stream)))
+            .and_then(|stream| list(ScannedStream::new(stream)))
             .map_err(|source| SourceError::Archive { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), file, compression, members })
     }
@@ -86,13 +84,13 @@ impl TarArchive {
     }
 
     /// Finds a file by name, and follows links.
-    pub(super) fn find(&self, name: &str) -> Result<Option<Member>, SourceError> {
+    pub(super) fn find(&self, name: &str) -> Result<Option<ArchivedFile>, SourceError> {
         let damaged = |source| SourceError::Archive { path: self.path.clone(), source };
         let mut next = join(b"", name.as_bytes());
         for _ in 0..=MAX_LINKS {
             match next.as_ref().and_then(|name| self.members.get(name)) {
                 None => return Ok(None),
-                Some(ArchiveEntry::File(member)) => return Ok(Some(member.clone())),
+                Some(ArchiveEntry::File(file)) => return Ok(Some(file.clone())),
                 // The target is a name in this archive, never a file of this machine.
                 Some(ArchiveEntry::Link(target)) => next = Some(target.clone()),
                 Some(ArchiveEntry::Sparse) => {
@@ -103,113 +101,33 @@ impl TarArchive {
         Err(damaged(ArchiveError::TooManyLinks { member: name.to_owned() }))
     }
 
-    /// Opens a member as it is stored. Its reader fails if the archive ends inside the member.
-    pub(super) fn open_member(&self, member: &Member) -> Result<Blob, SourceError> {
-        if let Some(content) = member.kept.clone() {
-            return Ok(Blob { size: member.size, reader: Box::new(Cursor::new(content)) });
+    /// Opens a file as it is stored. Its reader fails if the archive ends inside the file.
+    pub(super) fn open_file(&self, file: &ArchivedFile) -> Result<Blob, SourceError> {
+        if let Some(content) = file.kept.clone() {
+            return Ok(Blob { size: file.size, reader: Box::new(Cursor::new(content)) });
         }
         let opened = ArchiveStream::new(&self.file, self.compression).and_then(|mut stream| {
-            stream.skip(member.offset)?;
-            Ok(Blob { size: member.size, reader: Box::new(MemberReader::new(stream, member.size)) })
+            if stream.skip(file.offset)? < file.offset {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok(Blob { size: file.size, reader: Box::new(MemberReader::new(stream, file.size)) })
         });
         opened.map_err(|source| {
-            let source = ArchiveError::Read { position: member.offset, source };
+            let source = ArchiveError::Read { position: file.offset, source };
             SourceError::Archive { path: self.path.clone(), source }
         })
     }
 }
 
-/// A parser event that does not borrow the buffer.
-enum HeaderEvent {
-    /// The parser needs this number of bytes.
-    Need(usize),
-    /// This number of bytes can be skipped.
-    Skip(u64),
-    Entry {
-        headers: u64,
-        size: u64,
-        name: Option<Vec<u8>>,
-        kind: MemberKind,
-    },
-    End,
-}
-
-enum MemberKind {
-    File,
-    Sparse,
-    Link(Option<Vec<u8>>),
-    Other,
-}
-
 /// Lists the members of an archive. Of several members with the same name the last one counts, as when an archive is extracted.
-fn list(mut window: HeaderWindow) -> Result<HashMap<Vec<u8>, ArchiveEntry>, ArchiveError> {
-    let limits = Limits { max_path_len: Some(MAX_NAME_LENGTH), ..Limits::default() };
-    let mut parser = Parser::new(limits);
+fn list(stream: ScannedStream) -> Result<HashMap<Vec<u8>, ArchiveEntry>, ArchiveError> {
+    let limits = HeaderLimits { headers: MAX_HEADERS, extended_header_size: MAX_EXTENDED_HEADER };
+    let mut archive = Archive::new(stream, limits);
     let mut members = MemberTable::default();
-    loop {
-        let event = parser
-            .parse(&window.buffer)
-            .map_err(|source| ArchiveError::Header { position: window.position, source })?;
-        match HeaderEvent::of(event) {
-            HeaderEvent::Need(length) => {
-                // The parser sometimes asks for as many bytes as it has. Then it needs more, but does not know how many.
-                let length = if length > window.buffer.len() { length } else { 2 * window.buffer.len() };
-                if length > MAX_HEADERS {
-                    return Err(ArchiveError::HeadersTooLong { position: window.position, limit: MAX_HEADERS });
-                }
-                if !window.fill(length)? {
-                    // POSIX requires two zero blocks at the end, but GNU tar, too, accepts archives without them.
-                    let is_end = window.buffer.iter().all(|&byte| byte == 0);
-                    return if is_end { Ok(members.by_name) } else { Err(ArchiveError::Truncated) };
-                }
-            }
-            HeaderEvent::Skip(headers) => window.advance(headers)?,
-            HeaderEvent::Entry { headers, size, name, kind } => {
-                window.advance(headers)?;
-                members.add(name, kind, size, &mut window)?;
-                // Content is padded to blocks of 512 bytes (POSIX, pax, "ustar Interchange Format").
-                window.advance(size.checked_next_multiple_of(512).unwrap_or(u64::MAX))?;
-            }
-            HeaderEvent::End => return Ok(members.by_name),
-        }
+    while let Some(member) = archive.next_member()? {
+        members.add(&member, &mut archive)?;
     }
-}
-
-impl HeaderEvent {
-    fn of(event: ParseEvent<'_>) -> Self {
-        match event {
-            ParseEvent::NeedData { min_bytes } => Self::Need(min_bytes),
-            // Tools written in Go ignore global PAX headers, too.
-            ParseEvent::GlobalExtensions { consumed, .. } => Self::Skip(consumed as u64),
-            ParseEvent::Entry { consumed, entry } => Self::entry(consumed, &entry, false),
-            ParseEvent::SparseEntry { consumed, entry, .. } => Self::entry(consumed, &entry, true),
-            ParseEvent::End { .. } => Self::End,
-        }
-    }
-
-    fn entry(consumed: usize, entry: &ParsedEntry<'_>, is_sparse: bool) -> Self {
-        let name = join(b"", &entry.path);
-        let target = entry.link_target.as_deref().unwrap_or_default();
-        let kind = match entry.entry_type {
-            _ if is_sparse => MemberKind::Sparse,
-            EntryType::Regular | EntryType::Continuous => MemberKind::File,
-            // A hard link names its target from the root of the archive, and a symbolic link from its own directory.
-            EntryType::Link => MemberKind::Link(join(b"", target)),
-            EntryType::Symlink => MemberKind::Link(join(directory_of(name.as_deref().unwrap_or_default()), target)),
-            _ => MemberKind::Other,
-        };
-        // Some writers store the size of the target in the header of a link. Like Docker, this reader assumes no content.
-        let has_content = !matches!(
-            entry.entry_type,
-            EntryType::Link
-                | EntryType::Symlink
-                | EntryType::Directory
-                | EntryType::Char
-                | EntryType::Block
-                | EntryType::Fifo
-        );
-        Self::Entry { headers: consumed as u64, size: if has_content { entry.size } else { 0 }, name, kind }
-    }
+    Ok(members.by_name)
 }
 
 /// The members found so far.
@@ -222,26 +140,27 @@ struct MemberTable {
 }
 
 impl MemberTable {
-    /// Adds the member whose content is next in the window.
-    fn add(
-        &mut self,
-        name: Option<Vec<u8>>,
-        kind: MemberKind,
-        size: u64,
-        window: &mut HeaderWindow,
-    ) -> Result<(), ArchiveError> {
+    /// Adds the member whose content is next in the archive.
+    fn add(&mut self, member: &Member, archive: &mut Archive<ScannedStream>) -> Result<(), ArchiveError> {
+        let name = join(b"", &member.path);
+        let target = match member.kind {
+            // A hard link names its target from the root of the archive, and a symbolic link from its own directory.
+            MemberKind::HardLink => join(b"", member.link_target()),
+            MemberKind::Symlink => join(directory_of(name.as_deref().unwrap_or_default()), member.link_target()),
+            _ => None,
+        };
         self.seen += 1;
-        let target_bytes = if let MemberKind::Link(Some(target)) = &kind { target.len() } else { 0 };
-        self.name_bytes += name.as_ref().map_or(0, Vec::len) + target_bytes;
+        self.name_bytes += name.as_ref().map_or(0, Vec::len) + target.as_ref().map_or(0, Vec::len);
         if self.seen > MAX_MEMBERS || self.name_bytes > MAX_NAME_BYTES {
             return Err(ArchiveError::TooManyMembers { limit: MAX_MEMBERS, name_limit: MAX_NAME_BYTES });
         }
         let Some(name) = name else { return Ok(()) };
-        let entry = match kind {
-            MemberKind::File => ArchiveEntry::File(self.member(window, size)?),
-            MemberKind::Sparse => ArchiveEntry::Sparse,
-            MemberKind::Link(Some(target)) => ArchiveEntry::Link(target),
-            MemberKind::Link(None) | MemberKind::Other => {
+        let entry = match (member.kind, target) {
+            // Its map is not read, because no program writes the files of an image as sparse files unless the user requests it.
+            (MemberKind::File, _) if member.is_sparse() => ArchiveEntry::Sparse,
+            (MemberKind::File, _) => ArchiveEntry::File(self.file(member.size, archive)?),
+            (_, Some(target)) => ArchiveEntry::Link(target),
+            (_, None) => {
                 self.by_name.remove(&name);
                 return Ok(());
             }
@@ -250,23 +169,29 @@ impl MemberTable {
         Ok(())
     }
 
-    /// Describes the member whose content is next in the window.
-    fn member(&mut self, window: &mut HeaderWindow, size: u64) -> Result<Member, ArchiveError> {
+    /// Describes the file whose content is next in the archive.
+    fn file(&mut self, size: u64, archive: &mut Archive<ScannedStream>) -> Result<ArchivedFile, ArchiveError> {
+        let offset = archive.stream().offset();
         let size_in_memory = usize::try_from(size).unwrap_or(usize::MAX);
-        let is_kept =
-            window.is_packed() && size <= MAX_KEPT_MEMBER && self.kept_bytes + size_in_memory <= MAX_KEPT_BYTES;
-        let start = Compression::MAGIC.min(size_in_memory);
-        if !window.fill(if is_kept { size_in_memory } else { start })? {
-            return Err(ArchiveError::Truncated);
-        }
+        let is_kept = archive.stream().is_packed()
+            && size <= MAX_KEPT_MEMBER
+            && self.kept_bytes + size_in_memory <= MAX_KEPT_BYTES;
+        let start = read_start(archive, if is_kept { size_in_memory } else { Compression::MAGIC })?;
         self.kept_bytes += if is_kept { size_in_memory } else { 0 };
-        Ok(Member {
-            offset: window.position,
-            size,
-            compression: Compression::detect(&window.buffer[..start]),
-            kept: is_kept.then(|| window.buffer[..size_in_memory].into()),
-        })
+        let compression = Compression::detect(&start);
+        Ok(ArchivedFile { offset, size, compression, kept: is_kept.then(|| start.into()) })
     }
+}
+
+/// Reads the first `count` bytes of the current member, or all if it has fewer.
+fn read_start(archive: &mut Archive<ScannedStream>, count: usize) -> Result<Vec<u8>, ArchiveError> {
+    let mut start = Vec::new();
+    while start.len() < count
+        && let Some(ContentPart::Data(bytes)) = archive.next_part()?
+    {
+        start.extend_from_slice(&bytes[..bytes.len().min(count - start.len())]);
+    }
+    Ok(start)
 }
 
 /// Returns the parent directory of `name`.
@@ -295,6 +220,7 @@ fn join(directory: &[u8], path: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::super::testing::{Tar, gzip, zstd};
     use super::*;
+    use crate::tar_archive::{MemberError, TarError};
 
     fn open(bytes: &[u8]) -> Result<TarArchive, SourceError> {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -312,7 +238,7 @@ mod tests {
     fn read(archive: &TarArchive, name: &str) -> Option<Vec<u8>> {
         let member = archive.find(name).unwrap()?;
         let mut content = Vec::new();
-        archive.open_member(&member).unwrap().reader.read_to_end(&mut content).unwrap();
+        archive.open_file(&member).unwrap().reader.read_to_end(&mut content).unwrap();
         assert_eq!(content.len() as u64, member.size);
         Some(content)
     }
@@ -407,24 +333,41 @@ mod tests {
     #[test]
     fn archive_without_an_end_marker_is_complete() {
         let tar = Tar::new().file("a", b"1").bytes();
-        for end in [1024, 1024 + 512, tar.len()] {
+        // Some programs leave out the padding of the last member.
+        for end in [513, 1024, 1024 + 512, tar.len()] {
             assert_eq!(read(&open(&tar[..end]).unwrap(), "a").unwrap(), b"1");
         }
     }
 
     #[test]
+    fn damage_after_the_end_of_a_compressed_archive_is_ignored() {
+        let packed = gzip(&Tar::new().file("a", b"1").bytes());
+        assert_eq!(read(&open(&[&packed[..], b"garbage"].concat()).unwrap(), "a").unwrap(), b"1");
+        assert_eq!(read(&open(&packed[..packed.len() - 4]).unwrap(), "a").unwrap(), b"1");
+    }
+
+    #[test]
     fn archive_truncated_at_any_point_is_an_error() {
-        let tar = Tar::new().file("a", &[1; 600]).bytes();
-        for end in [1, 511, 513, 1023, 1100, 1535] {
+        let tar = Tar::new().file("a", &[1; 600]).file("b", b"").bytes();
+        for end in [512, 513, 1023, 1111] {
             assert!(matches!(problem(&tar[..end]), ArchiveError::Truncated), "cut at {end}");
         }
+        for end in [1, 511] {
+            let error = problem(&tar[..end]);
+            assert!(matches!(error, ArchiveError::Malformed(TarError::NotAnArchive)), "cut at {end}");
+        }
+        let message = problem(&tar[..1536 + 511]).to_string();
+        assert_eq!(
+            message,
+            "archive has no valid header at byte 1536, after entry 'a': archive ends inside the header"
+        );
         let packed = gzip(&tar);
         assert!(matches!(problem(&packed[..packed.len() / 2]), ArchiveError::Truncated));
     }
 
     #[test]
     fn garbage_is_no_archive() {
-        assert!(matches!(problem(&[b'x'; 2000]), ArchiveError::Header { position: 0, .. }));
+        assert!(matches!(problem(&[b'x'; 2000]), ArchiveError::Malformed(TarError::NotAnArchive)));
         assert!(matches!(problem(b"\xfd7zXZ\0"), ArchiveError::Read { .. }));
         let directory = tempfile::tempdir().unwrap();
         assert!(matches!(TarArchive::open(directory.path()), Err(SourceError::NotAFile { .. })));
@@ -435,18 +378,42 @@ mod tests {
     fn size_beyond_the_limit_is_refused_before_it_is_read() {
         let claim = |size: &[u8]| Tar::new().pax(&[("size", size)]).file("a", b"").bytes();
         assert!(matches!(problem(&claim(b"1099511627776")), ArchiveError::TooLarge { .. }));
+        let number = problem(&claim(b"18446744073709551615"));
         assert!(matches!(
-            problem(&claim(b"18446744073709551615")),
-            ArchiveError::TooLarge { .. } | ArchiveError::Header { .. }
+            number,
+            ArchiveError::Malformed(TarError::Member { problem: MemberError::Number("size"), .. })
         ));
         assert!(matches!(problem(&claim(b"100000")), ArchiveError::Truncated));
     }
 
     #[test]
-    fn sparse_map_without_an_end_does_not_stall() {
-        let sparse: [(&str, &[u8]); 3] =
-            [("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"9")];
-        let tar = Tar::new().pax(&sparse).file("a", &vec![b'1'; 3 << 20]).bytes();
-        assert!(matches!(problem(&tar), ArchiveError::HeadersTooLong { position: 0, .. }));
+    fn sparse_member_is_an_error_only_if_it_is_needed() {
+        let records = |version| -> [(&str, &[u8]); 3] {
+            [("GNU.sparse.major", version), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"9")]
+        };
+        // The map of the first one does not end, and the version of the second one is unknown.
+        let tar = Tar::new().pax(&records(b"1")).file("a", &vec![b'1'; 3 << 20]).pax(&records(b"2")).file("b", b"x");
+        let tar = tar.file("c", b"content").bytes();
+        for archive in [open(&tar).unwrap(), open(&zstd(&tar)).unwrap()] {
+            assert_eq!(read(&archive, "c").unwrap(), b"content");
+            for name in ["a", "b"] {
+                let error = archive.find(name).unwrap_err();
+                assert!(matches!(error, SourceError::Archive { source: ArchiveError::Sparse { .. }, .. }));
+            }
+        }
+    }
+
+    #[test]
+    fn size_of_an_extended_header_is_limited() {
+        let limit = usize::try_from(MAX_EXTENDED_HEADER).unwrap();
+        // A record of this size starts with its length in seven digits.
+        let with_record = |size: usize| {
+            Tar::new().pax(&[("comment", &vec![b'x'; size - "1048576 comment=\n".len()])]).file("a", b"1").bytes()
+        };
+        assert_eq!(read(&open(&with_record(limit)).unwrap(), "a").unwrap(), b"1");
+        let ArchiveError::Malformed(TarError::Member { problem, .. }) = problem(&with_record(limit + 1)) else {
+            panic!("the size is not refused");
+        };
+        assert_eq!(problem, MemberError::ExtendedHeaderTooLarge { allowed: MAX_EXTENDED_HEADER });
     }
 }

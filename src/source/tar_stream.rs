@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::compression::Compression;
 use super::error::ArchiveError;
+use crate::tar_archive::{BLOCK_SIZE, BlockStream};
 
 /// Maximum uncompressed size of an archive, or of a layer in it, in bytes. A decompression bomb costs time up to this limit, but
 /// no memory.
@@ -60,17 +62,16 @@ impl ArchiveStream {
         })
     }
 
-    /// Skips `count` bytes. Fails if the archive has fewer bytes.
-    pub(super) fn skip(&mut self, count: u64) -> io::Result<()> {
-        let is_there = match self {
+    /// Skips `count` bytes, or all that remain if these are fewer. Returns the number of skipped bytes.
+    pub(super) fn skip(&mut self, count: u64) -> io::Result<u64> {
+        match self {
             Self::Plain(span) => {
-                let is_there = count <= span.end - span.position;
-                span.position += if is_there { count } else { 0 };
-                is_there
+                let count = count.min(span.end - span.position);
+                span.position += count;
+                Ok(count)
             }
-            Self::Unpacked(stream) => io::copy(&mut stream.take(count), &mut io::sink())? == count,
-        };
-        if is_there { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+            Self::Unpacked(stream) => io::copy(&mut stream.take(count), &mut io::sink()),
+        }
     }
 }
 
@@ -108,18 +109,26 @@ impl Read for MemberReader {
     }
 }
 
-/// The next bytes of an archive, for a parser that needs all headers of a member in one buffer.
-pub(super) struct HeaderWindow {
+/// Size of the buffer in bytes. It is a multiple of [`BLOCK_SIZE`], and each refill is of whole blocks, so that a block is never split.
+const BUFFER_SIZE: usize = 32 << 10;
+
+const _: () = assert!(BUFFER_SIZE.is_multiple_of(BLOCK_SIZE));
+
+/// The archive with a buffer, to scan it for headers. Bytes outside of the buffer are skipped without reading them if the archive is
+/// uncompressed.
+pub(super) struct ScannedStream {
     stream: ArchiveStream,
-    /// Bytes that have been read but not skipped.
-    pub(super) buffer: Vec<u8>,
-    /// Offset of the buffer in the uncompressed archive.
-    pub(super) position: u64,
+    buffer: Box<[u8]>,
+    /// Range of the bytes in `buffer` that were read, but not taken.
+    start: usize,
+    end: usize,
+    /// Offset in the uncompressed archive of the next byte to take.
+    offset: u64,
 }
 
-impl HeaderWindow {
+impl ScannedStream {
     pub(super) fn new(stream: ArchiveStream) -> Self {
-        Self { stream, buffer: Vec::new(), position: 0 }
+        Self { stream, buffer: vec![0; BUFFER_SIZE].into_boxed_slice(), start: 0, end: 0, offset: 0 }
     }
 
     /// Returns whether the archive is compressed. To read bytes of a compressed archive again, all earlier bytes must be
@@ -128,30 +137,68 @@ impl HeaderWindow {
         matches!(self.stream, ArchiveStream::Unpacked(_))
     }
 
-    /// Fills the buffer up to `length` bytes. Returns false if the archive has fewer bytes.
-    pub(super) fn fill(&mut self, length: usize) -> Result<bool, ArchiveError> {
-        let missing = length.saturating_sub(self.buffer.len());
-        let read = self.stream.by_ref().take(missing as u64).read_to_end(&mut self.buffer);
-        read.map(|count| count == missing).map_err(|source| self.failed(source))
-    }
-
-    /// Skips `count` bytes, first those in the buffer.
-    pub(super) fn advance(&mut self, count: u64) -> Result<(), ArchiveError> {
-        let end = self.position.saturating_add(count);
-        if end > MAX_UNPACKED {
+    /// Reads at least one block, or the incomplete block at the end of the archive.
+    fn fill(&mut self) -> Result<(), ArchiveError> {
+        if self.offset > MAX_UNPACKED {
             return Err(ArchiveError::TooLarge { limit: MAX_UNPACKED });
         }
-        let buffered = self.buffer.len().min(usize::try_from(count).unwrap_or(usize::MAX));
-        self.buffer.drain(..buffered);
-        self.stream.skip(count - buffered as u64).map_err(|source| self.failed(source))?;
-        self.position = end;
+        (self.start, self.end) = (0, 0);
+        // Not filled completely, because the compressed stream may be damaged after the end of the archive.
+        while self.end == 0 || !self.end.is_multiple_of(BLOCK_SIZE) {
+            match self.stream.read(&mut self.buffer[self.end..]) {
+                Ok(0) => break,
+                Ok(count) => self.end += count,
+                // Not a failure: `Read` allows this error at any time, and the call may be repeated.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
         Ok(())
+    }
+
+    /// Takes `count` bytes that are in the buffer.
+    fn advance(&mut self, count: usize) -> Range<usize> {
+        self.start += count;
+        self.offset += count as u64;
+        self.start - count..self.start
     }
 
     fn failed(&self, source: io::Error) -> ArchiveError {
         match source.kind() {
             io::ErrorKind::UnexpectedEof => ArchiveError::Truncated,
-            _ => ArchiveError::Read { position: self.position, source },
+            _ => ArchiveError::Read { position: self.offset, source },
         }
+    }
+}
+
+impl BlockStream for ScannedStream {
+    type Error = ArchiveError;
+
+    fn take(&mut self, max: u64) -> Result<Range<usize>, ArchiveError> {
+        if self.start == self.end {
+            self.fill()?;
+        }
+        let count = usize::try_from(max).unwrap_or(usize::MAX).min(self.end - self.start);
+        Ok(self.advance(count))
+    }
+
+    fn bytes(&self, range: Range<usize>) -> &[u8] {
+        &self.buffer[range]
+    }
+
+    fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    fn skip(&mut self, count: u64) -> Result<u64, ArchiveError> {
+        // Checked in advance: skipping the bytes of a compressed archive takes as long as decompressing them.
+        if self.offset.saturating_add(count) > MAX_UNPACKED {
+            return Err(ArchiveError::TooLarge { limit: MAX_UNPACKED });
+        }
+        let buffered = usize::try_from(count).unwrap_or(usize::MAX).min(self.end - self.start);
+        let buffered = self.advance(buffered).len() as u64;
+        let skipped = self.stream.skip(count - buffered).map_err(|source| self.failed(source))?;
+        self.offset += skipped;
+        Ok(buffered + skipped)
     }
 }
