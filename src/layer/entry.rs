@@ -17,6 +17,14 @@ pub struct LayerEntry<C = ()> {
 }
 
 impl<C> LayerEntry<C> {
+    /// Returns the size of a regular file in bytes, including holes, or `None` for all other entries.
+    pub fn file_size(&self) -> Option<u64> {
+        match self.kind {
+            EntryKind::Node(_, NodeKind::File { size, .. }) => Some(size),
+            _ => None,
+        }
+    }
+
     /// Replaces the representation of a regular file's content.
     pub fn map_content<D>(self, content: impl FnOnce(C) -> D) -> LayerEntry<D> {
         let kind = match self.kind {

@@ -3,7 +3,9 @@
 //! Each layer is read once, sequentially, and verified. Its entries become trees in memory, and its content is written to
 //! unlinked files. A tree appears in the mount as soon as its layer and all lower layers are read.
 
+mod layer_packer;
 mod pack;
+mod reusable_repository;
 mod tree_view;
 
 use std::io;
@@ -12,26 +14,25 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use crate::catalog::{CatalogReference, layer_without_stray_markers, without_stray_markers};
+use crate::catalog::{layer_without_stray_markers, without_stray_markers};
 use crate::consumer::apptainer::flat_tree;
 use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::image::{Digest, Platform};
-use crate::layer::{ContentPart, EntryKind, ExpectedLayer, LayerEntry, LayerError, LayerReader, Limits, NodeKind};
-use crate::layout::LayerRecord;
+use crate::layer::{LayerEntry, LayerError, Limits};
 use crate::metadata::Metadata;
-use crate::mount::{ContentReader, Mount, MountError, MountOptions, TreeReplacer, TreeTotals, cache_directory};
-use crate::object::{ChunkSizes, Compression, Content, ContentObjects, ObjectKind};
+use crate::mount::{Mount, MountError, MountOptions, TreeReplacer, TreeTotals, cache_directory};
+use crate::object::Content;
 use crate::observer::Reporter;
 use crate::progress::Progress;
 use crate::registry::Registries;
-use crate::repository::{Repository, RepositoryError};
-use crate::settings::{Modes, Settings};
+use crate::repository::RepositoryError;
+use crate::settings::Modes;
 use crate::source::{self, Image, ImageArgument, ImageLayer, PlatformRequest, Source, SourceError};
-use crate::stage::{published_layer, read_layer};
-use crate::state::{ContentKey, StateDatabase};
 use crate::threads;
 use crate::tree::{ApplyError, Directory, LayerForm, Leaf, LeafKind, Node, apply, layer_entries};
+use layer_packer::LayerPacker;
 use pack::{PackWriter, Packs};
+use reusable_repository::ReusableRepository;
 use tree_view::TreeView;
 
 /// Errors that end a preview.
@@ -103,13 +104,6 @@ pub struct Preview {
     reporter: Reporter,
 }
 
-/// A repository whose published layers and files a preview reuses.
-struct ReusableRepository {
-    head: Repository,
-    state: StateDatabase,
-    settings: Settings,
-}
-
 /// The entries of a layer, and its published form if it is published already.
 struct LayerContent {
     entries: Vec<LayerEntry<Content>>,
@@ -145,8 +139,7 @@ impl Preview {
         let image = source.resolve(&PlatformRequest::new(options.platform.clone()))?;
         let directory = cache_directory(&options.mount)?;
         let repository = repository.map(ReusableRepository::open).transpose()?;
-        let reader =
-            repository.as_ref().map(|reusable| ContentReader::new(reusable.head.store().clone(), directory.clone()));
+        let reader = repository.as_ref().map(|repository| repository.content_reader(directory.clone()));
         // One pack file for each layer, and one for the files that Apptainer needs.
         let packs = Arc::new(Packs::new(image.layers.len() + 1, &directory, reader));
         let nothing = TreeView(mount_root(&image, &Trees::default()));
@@ -227,15 +220,13 @@ impl Preview {
 
     fn flat(&self, chain: &Arc<Directory>) -> Result<Arc<Directory>, PreviewError> {
         let number = u32::try_from(self.layers()).expect("an image has thousands of layers at most");
-        let kept = |source| PreviewError::TemporaryFile { directory: self.directory.clone(), source };
-        let mut pack = PackWriter::start(number, &self.directory).map_err(kept)?;
-        let modes = self.repository.as_ref().map_or(Modes::default(), |repository| repository.settings.modes);
+        let mut pack = PackWriter::start(number, &self.directory)?;
+        let modes = self.repository.as_ref().map_or(Modes::default(), |repository| repository.modes());
         let flat = flat_tree(chain, &self.image.parsed_config.config, modes, |bytes: &[u8]| {
             let content = pack.next();
             pack.append(bytes).map(|()| content)
-        });
-        let flat = flat.map_err(kept)?;
-        self.packs.add(number, pack.finish().map_err(kept)?);
+        })?;
+        self.packs.add(number, pack.finish()?);
         Ok(flat)
     }
 
@@ -244,94 +235,19 @@ impl Preview {
     }
 
     fn read_layer(&self, index: usize, layer: &ImageLayer, progress: &Progress) -> Result<LayerContent, PreviewError> {
-        if let Some(known) = self.read_published_layer(layer)? {
+        if let Some(repository) = &self.repository
+            && let Some(form) = repository.layer(layer)?
+        {
             progress.read.fetch_add(layer.size, Ordering::Relaxed);
-            return Ok(known);
+            return Ok(LayerContent { entries: layer_entries(&form), form: Some(form) });
         }
-        let failed = |source| PreviewError::Layer { digest: layer.digest, source };
-        let kept = |source| PreviewError::TemporaryFile { directory: self.directory.clone(), source };
         let blob = progress.counted(self.source.open_layer(layer)?);
-        let expected = ExpectedLayer { digest: layer.digest, size: layer.size, diff_id: Some(layer.diff_id) };
-        let mut reader = LayerReader::ahead(blob, expected, self.options.limits).map_err(failed)?;
         let number = u32::try_from(index).expect("an image has thousands of layers at most");
-        let mut pack = PackWriter::start(number, &self.directory).map_err(kept)?;
-        let mut entries = Vec::new();
-        while let Some(entry) = reader.next_entry().map_err(failed)? {
-            let mut content = pack.next();
-            if let EntryKind::Node(_, NodeKind::File { size, .. }) = entry.kind {
-                // A small file is buffered first, because the repository may contain it.
-                let mut small = self.repository.is_some() && size <= ChunkSizes::default().minimum;
-                let mut gathered = Vec::new();
-                while let Some(part) = reader.next_part().map_err(failed)? {
-                    let appended = match part {
-                        ContentPart::Data(data) if small => {
-                            gathered.extend_from_slice(data);
-                            Ok(())
-                        }
-                        ContentPart::Data(data) => pack.append(data),
-                        ContentPart::Hole(length) => {
-                            // Files with holes are not looked up: their zeros cost nothing in a sparse file.
-                            small = false;
-                            pack.append(&std::mem::take(&mut gathered)).and_then(|()| pack.append_hole(length))
-                        }
-                    };
-                    appended.map_err(kept)?;
-                }
-                match self
-                    .repository
-                    .as_ref()
-                    .filter(|_| small)
-                    .map(|repository| repository.find(&gathered))
-                    .transpose()?
-                    .flatten()
-                {
-                    Some(known) => content = known,
-                    None => pack.append(&gathered).map_err(kept)?,
-                }
-            }
-            entries.push(entry.map_content(|()| content));
-        }
-        reader.finish().map_err(failed)?;
-        self.packs.add(number, pack.finish().map_err(kept)?);
+        let pack = PackWriter::start(number, &self.directory)?;
+        let packer = LayerPacker::start(blob, layer, self.options.limits, self.repository.as_ref(), pack)?;
+        let (entries, file) = packer.pack()?;
+        self.packs.add(number, file);
         Ok(LayerContent { entries, form: None })
-    }
-
-    /// Returns a layer from the repository, if its record is complete.
-    fn read_published_layer(&self, layer: &ImageLayer) -> Result<Option<LayerContent>, PreviewError> {
-        let Some(ReusableRepository { head, .. }) = &self.repository else { return Ok(None) };
-        let known = published_layer(head, layer.digest)?;
-        let is_right = |record: &LayerRecord| record.diff_id == layer.diff_id && record.blob_size == layer.size;
-        let known = known.filter(|known| known.record.is_complete && is_right(&known.record));
-        let Some(known) = known else { return Ok(None) };
-        let read = |reference: CatalogReference| {
-            head.store().read_decoded(reference.hash, ObjectKind::Catalog, reference.limit())
-        };
-        let form = read_layer(&read, layer.digest, &known)?;
-        Ok(Some(LayerContent { entries: layer_entries(&form), form: Some(form) }))
-    }
-}
-
-impl ReusableRepository {
-    fn open(directory: &RepositoryDirectory) -> Result<Self, PreviewError> {
-        let head = Repository::open(directory.store()?, directory.name())?;
-        Ok(Self { head, state: directory.state_read_only()?, settings: directory.settings().clone() })
-    }
-
-    /// Returns the object of a small file in the repository, if the content index contains it.
-    fn find(&self, plain: &[u8]) -> Result<Option<Content>, PreviewError> {
-        let compression = self.settings.compression;
-        let key = ContentKey {
-            blake3: *blake3::hash(plain).as_bytes(),
-            size: plain.len() as u64,
-            is_chunk: false,
-            encoder: compression.encoder_id().0,
-        };
-        let found = self.state.objects(&[key]).map_err(DirectoryError::from)?;
-        let Some(found) = found[0] else { return Ok(None) };
-        let actual = self.head.store().stored_size(found.hash, ObjectKind::File).map_err(DirectoryError::from)?;
-        let is_there = actual.is_some_and(|actual| found.length().is_none_or(|length| length == actual));
-        let hash = found.hash;
-        Ok(is_there.then(|| Content { raw: compression == Compression::None, objects: ContentObjects::Whole(hash) }))
     }
 }
 

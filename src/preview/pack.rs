@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use super::PreviewError;
 use crate::mount::{ContentReader, ContentSource, ReadContentError};
 use crate::object::{Content, ContentObjects, ObjectHash};
 use crate::store::ContentError;
@@ -19,16 +20,18 @@ const PACK_PREFIX: [u8; 8] = *b"preview:";
 
 /// Writes the pack of one layer.
 #[derive(Debug)]
-pub(super) struct PackWriter {
+pub(super) struct PackWriter<'a> {
     number: u32,
+    directory: &'a Path,
     file: BufWriter<File>,
     end: u64,
 }
 
-impl PackWriter {
+impl<'a> PackWriter<'a> {
     /// Creates the pack with this number in `directory`.
-    pub(super) fn start(number: u32, directory: &Path) -> io::Result<Self> {
-        Ok(Self { number, file: BufWriter::with_capacity(1 << 20, tempfile::tempfile_in(directory)?), end: 0 })
+    pub(super) fn start(number: u32, directory: &'a Path) -> Result<Self, PreviewError> {
+        let file = tempfile::tempfile_in(directory).map_err(unwritable(directory))?;
+        Ok(Self { number, directory, file: BufWriter::with_capacity(1 << 20, file), end: 0 })
     }
 
     /// Returns the reference to the content that is appended next.
@@ -41,25 +44,32 @@ impl PackWriter {
     }
 
     /// Appends data.
-    pub(super) fn append(&mut self, data: &[u8]) -> io::Result<()> {
+    pub(super) fn append(&mut self, data: &[u8]) -> Result<(), PreviewError> {
         self.end += data.len() as u64;
-        self.file.write_all(data)
+        self.file.write_all(data).map_err(unwritable(self.directory))
     }
 
     /// Appends `length` zero bytes as a hole.
-    pub(super) fn append_hole(&mut self, length: u64) -> io::Result<()> {
-        let beyond = || io::Error::from(io::ErrorKind::FileTooLarge);
+    pub(super) fn append_hole(&mut self, length: u64) -> Result<(), PreviewError> {
+        let failed = unwritable(self.directory);
         // File offsets are signed, so `lseek` accepts no larger one.
-        self.end = self.end.checked_add(length).filter(|&end| i64::try_from(end).is_ok()).ok_or_else(beyond)?;
-        self.file.seek(SeekFrom::Start(self.end)).map(drop)
+        let end = self.end.checked_add(length).filter(|&end| i64::try_from(end).is_ok());
+        let Some(end) = end else { return Err(failed(io::ErrorKind::FileTooLarge.into())) };
+        self.end = end;
+        self.file.seek(SeekFrom::Start(end)).map(drop).map_err(failed)
     }
 
     /// Returns the file, after setting its length to that of all content.
-    pub(super) fn finish(self) -> io::Result<File> {
-        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.set_len(self.end)?;
-        Ok(file)
+    pub(super) fn finish(self) -> Result<File, PreviewError> {
+        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error);
+        let sized = file.and_then(|file| file.set_len(self.end).map(|()| file));
+        sized.map_err(unwritable(self.directory))
     }
+}
+
+/// Returns a conversion of errors from writing a pack in `directory`.
+fn unwritable(directory: &Path) -> impl FnOnce(io::Error) -> PreviewError + use<'_> {
+    |source| PreviewError::TemporaryFile { directory: directory.to_owned(), source }
 }
 
 /// Reads content from packs, and from the repository whose layers are reused.
