@@ -6,16 +6,19 @@
 
 mod block_list;
 mod buffers;
+mod file_cutter;
+mod large_file;
 mod layer_task;
 mod object_writer;
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
+use std::io::Read;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::layer::{ExpectedLayer, LayerEntry, LayerError, LayerSummary, Limits};
+use crate::layer::{ExpectedLayer, LayerEntry, LayerError, LayerReader, LayerSummary, Limits};
 use crate::object::{ChunkSizes, Compression, Content};
 use crate::source::{LayerBlob, SourceError};
 use crate::span::span;
@@ -23,8 +26,12 @@ use crate::state::{ContentIndex, IndexError};
 use crate::store::{Staging, StoreError};
 
 use buffers::Buffers;
-use layer_task::{BATCH_BYTES, LayerTask, ReadLayer, ReadProgress};
+use file_cutter::ReadProgress;
+use layer_task::{LayerTask, ReadLayer};
 use object_writer::{Job, ObjectWriter};
+
+/// Reads the entries of a layer from its blob.
+type BlobReader = LayerReader<Box<dyn Read + Send>>;
 
 /// A layer to read.
 pub struct LayerToRead<'a> {
@@ -90,6 +97,9 @@ pub struct Ingest<'a> {
     /// Limits on layers.
     pub limits: Limits,
 }
+
+/// Total size in bytes at which the content of several small files becomes a job.
+const BATCH_BYTES: u64 = 1 << 20;
 
 /// If at least this number of jobs is queued, threads store content instead of reading. A longer queue would only fill
 /// memory and push content out of the processor's caches before it is hashed and compressed.
