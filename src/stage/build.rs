@@ -1,26 +1,25 @@
 //! Builds and stores the trees of one image from its layers.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::StagedImage;
 use super::known_trees::KnownLayer;
 use super::plan::BuildPlan;
+use super::tree_writer::{NewLayer, TreeWriter};
 use super::{StageError, Stager};
-use crate::catalog::{BuildError, CatalogBuilder, StoredTree, layer_without_stray_markers, without_stray_markers};
+use crate::catalog::{layer_without_stray_markers, without_stray_markers};
 use crate::consumer::apptainer::flat_tree;
 use crate::image::{ChainId, Digest};
 use crate::ingest::IngestedLayer;
 use crate::layer::{EntryKind, LayerEntry, LayerSummary, Loss, LossKind, Losses, is_bookkeeping};
-use crate::layout::{self, LayerRecord, LossList, TreeFacts};
+use crate::layout::{self, LossList, TreeFacts};
 use crate::object::Content;
 use crate::path::EntryPath;
 use crate::repository::Repository;
-use crate::source::ImageLayer;
+use crate::source::{Image, ImageLayer};
 use crate::span::span;
-use crate::tree::{
-    Applied, Directory, LayerForm, ParentDifferences, apply, join_links, layer_entries, links_across_directories,
-};
+use crate::tree::{Applied, Directory, LayerForm, ParentDifferences, apply, join_links, layer_entries};
 
 /// The content of a layer, read from its blob or from its catalogs.
 struct LayerContent {
@@ -30,13 +29,6 @@ struct LayerContent {
     summary: Option<LayerSummary>,
     /// The layer as it was stored, if it was read from its catalogs.
     form: Option<LayerForm>,
-}
-
-/// A tree that was built and stored.
-enum BuiltTree {
-    Layer(Digest, StoredTree, Box<LayerRecord>),
-    /// A chain or flat tree, with its path.
-    Other(EntryPath, StoredTree),
 }
 
 impl Stager<'_> {
@@ -51,67 +43,44 @@ impl Stager<'_> {
         mut read: BTreeMap<usize, IngestedLayer>,
         head: &Repository,
     ) -> Result<(), StageError> {
-        let chains = staged.image.chains();
-        let settings = self.settings();
-        let builder = CatalogBuilder::new(&self.staging, settings.compression, settings.catalog_entries)
-            .map_err(BuildError::from)?;
-        let builder = &builder;
+        let (image, chains) = (&staged.image, staged.image.chains());
         let (mut tree, mut losses) = match plan.base {
             0 => (Directory::empty_root(), LossList::default()),
             length => self.base(chains[length - 1], head)?,
         };
-        let (image, built) = (&staged.image, Mutex::new(Vec::new()));
-        let add = |result| built.lock().expect("no thread panics while it adds a tree").push(result);
+        let writer = TreeWriter::new(self)?;
         rayon::scope(|scope| -> Result<(), StageError> {
-            let store_tree = |tree: &Arc<Directory>, path, losses: &LossList| {
-                let (tree, losses) = (Arc::clone(tree), losses.clone());
-                scope.spawn(move |_| add(self.store_tree(builder, &tree, path, losses)));
-            };
             for (index, &chain) in chains.iter().enumerate().skip(plan.base) {
                 self.engine.cancellation().check()?;
                 let layer = &image.layers[index];
-                let content = match (read.remove(&index), plan.known.get(&index)) {
-                    (Some(ingested), _) => LayerContent::of_blob(ingested),
-                    (None, Some(known)) => self.read_stored_layer(layer.digest, known)?,
-                    (None, None) => unreachable!("a layer is known or was read"),
-                };
+                let content = self.layer_content(layer.digest, read.remove(&index), plan.known.get(&index))?;
                 let is_new = plan.layers.contains(&index);
                 let (applied, stray) = self.apply(&tree, layer, &content, is_new, &mut losses, head)?;
                 tree = applied.tree;
-                let comes_again = || image.layers[index + 1..].iter().any(|other| other.digest == layer.digest);
-                let (form, is_complete) = (applied.form, applied.can_be_read_back && stray.is_empty());
-                // `store` must not keep the entries of the layer in memory while it writes the catalogs.
-                let (summary, mut layer_losses) = (content.summary, content.losses);
-                layer_losses.add_unlisted(LossKind::StrayMarker, stray);
-                let store = move || self.store_layer(builder, layer, form, is_complete, summary, layer_losses);
-                if is_new && comes_again() {
-                    // The image contains this layer again. The later one is compared with the stored layer, so this layer is
-                    // stored immediately.
-                    add(store());
-                } else if is_new {
-                    scope.spawn(move |_| add(store()));
+                if is_new {
+                    let is_complete = applied.can_be_read_back && stray.is_empty();
+                    let new = content.into_new_layer(layer.digest, applied.form, is_complete, stray);
+                    let contains_it_again = image.layers[index + 1..].iter().any(|other| other.digest == layer.digest);
+                    writer.add_layer(new, contains_it_again, scope);
                 }
                 if plan.chains.contains(&(index + 1)) {
-                    store_tree(&tree, layout::chain_root(chain), &losses);
+                    writer.add_tree(&tree, layout::chain_root(chain), &losses, scope);
                 }
             }
             if plan.flat {
-                let store = |bytes: &[u8]| self.staging.put_file(settings.compression, bytes);
-                let flat = flat_tree(&tree, &image.parsed_config.config, settings.modes, store)?;
-                store_tree(&flat, layout::flat_root(image.config.digest), &losses);
+                writer.add_tree(&self.flat(&tree, image)?, layout::flat_root(image.config.digest), &losses, scope);
             }
             Ok(())
         })?;
-        for result in built.into_inner().expect("no thread panics while it adds a tree") {
-            match result? {
-                BuiltTree::Layer(digest, stored, record) => {
-                    drop(staged.stored.layers.insert(digest, (stored, *record)))
-                }
-                BuiltTree::Other(path, stored) => drop(staged.stored.trees.insert(path, stored)),
-            }
-        }
+        writer.finish(&mut staged.stored)?;
         staged.outcome.losses = losses;
         Ok(())
+    }
+
+    fn flat(&self, chain: &Arc<Directory>, image: &Image) -> Result<Arc<Directory>, StageError> {
+        let settings = self.settings();
+        let store = |bytes: &[u8]| self.staging.put_file(settings.compression, bytes);
+        Ok(flat_tree(chain, &image.parsed_config.config, settings.modes, store)?)
     }
 
     /// Applies a layer to a tree. Adds to `losses` what CVMFS cannot represent of the layer and of the result. Also returns the
@@ -154,8 +123,17 @@ impl Stager<'_> {
         Ok((read.tree, facts.losses))
     }
 
-    /// Reads a layer from its catalogs.
-    fn read_stored_layer(&self, digest: Digest, known: &KnownLayer) -> Result<LayerContent, StageError> {
+    /// Returns the content of a layer that was read from its blob, or reads a known layer from its catalogs.
+    fn layer_content(
+        &self,
+        digest: Digest,
+        read: Option<IngestedLayer>,
+        known: Option<&KnownLayer>,
+    ) -> Result<LayerContent, StageError> {
+        if let Some(ingested) = read {
+            return Ok(LayerContent::of_blob(ingested));
+        }
+        let known = known.expect("a layer is known or was read");
         let form = self.read_layer(digest, known)?;
         let entries = layer_entries(&form);
         Ok(LayerContent { entries, losses: known.record.losses.clone(), summary: None, form: Some(form) })
@@ -174,41 +152,6 @@ impl Stager<'_> {
         }
         let known = self.known_layer_unchecked(head, digest)?;
         known.map(|known| self.read_layer(digest, &known)).transpose()
-    }
-
-    /// Stores a layer by itself.
-    fn store_layer(
-        &self,
-        builder: &CatalogBuilder<'_>,
-        layer: &ImageLayer,
-        form: LayerForm,
-        is_complete: bool,
-        summary: Option<LayerSummary>,
-        losses: LossList,
-    ) -> Result<BuiltTree, StageError> {
-        let _forming = span!("trees");
-        let path = layout::layer_root(layer.digest);
-        let stored = builder.build(&form.tree, &path, None)?;
-        let summary = summary.expect("a layer that is to be stored was read from its blob");
-        let record = LayerRecord::new(&summary, &form, losses, is_complete);
-        self.add_tree_note(&path, &stored, &record.write())?;
-        Ok(BuiltTree::Layer(layer.digest, stored, Box::new(record)))
-    }
-
-    /// Stores a chain or flat tree with its losses.
-    fn store_tree(
-        &self,
-        builder: &CatalogBuilder<'_>,
-        tree: &Arc<Directory>,
-        path: EntryPath,
-        losses: LossList,
-    ) -> Result<BuiltTree, StageError> {
-        let _forming = span!("trees");
-        // Empty facts are written, too: their presence marks a tree that strata created.
-        let facts = TreeFacts { losses, links_across_directories: links_across_directories(tree) }.write();
-        let stored = builder.build(tree, &path, Some(facts))?;
-        self.add_tree_note(&path, &stored, b"")?;
-        Ok(BuiltTree::Other(path, stored))
     }
 }
 
@@ -229,5 +172,13 @@ impl LayerContent {
             }
         }
         Self { losses: LossList::from(&losses), entries: ingested.entries, summary: Some(ingested.summary), form: None }
+    }
+
+    /// Returns the layer in the form in which it is stored. The entries are dropped: they must not take memory while catalogs are
+    /// written.
+    fn into_new_layer(mut self, digest: Digest, form: LayerForm, is_complete: bool, stray: Vec<EntryPath>) -> NewLayer {
+        self.losses.add_unlisted(LossKind::StrayMarker, stray);
+        let summary = self.summary.expect("a layer that is to be stored was read from its blob");
+        NewLayer { digest, form, is_complete, summary, losses: self.losses }
     }
 }

@@ -12,6 +12,7 @@ mod layer_cache;
 mod options;
 mod plan;
 mod read_layers;
+mod tree_writer;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
