@@ -5,25 +5,25 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::operation::Operation;
 use super::{ConvertError, ConvertOptions};
 use crate::cancel::UnfinishedFiles;
-use crate::catalog::CatalogReference;
 use crate::directory::RepositoryDirectory;
 use crate::engine::{Engine, EngineError, Resources};
 use crate::image::Digest;
 use crate::layout;
+use crate::metadata::Timestamp;
 use crate::object::{ObjectHash, ObjectKind};
 use crate::path::EntryPath;
 use crate::progress::Progress;
 use crate::publish::write_catalogs;
 use crate::repository::{Repository, RepositoryError, Row};
 use crate::revise::{self, Changes};
-use crate::stage::{ImageOutcome, Request};
-use crate::store::{DirectoryStore, Store as _, StoreError, WrittenObjects};
+use crate::stage::{ImageOutcome, Request, StagedImage};
+use crate::store::{DirectoryStore, Staging, Store as _, StoreError, WrittenObjects};
 
 /// The result of a rehearsal. When it is dropped, the temporary directory with the new objects is deleted.
 #[derive(Debug)]
@@ -88,16 +88,8 @@ pub fn rehearse(
 ) -> Result<Rehearsal, ConvertError> {
     let _reported = directory.reporter().start(request.argument.to_string(), progress);
     let store = directory.store().map_err(EngineError::from)?;
-    let failed = |source| StoreError::Io { action: "create a directory in", path: std::env::temp_dir(), source };
-    delete_leftovers(&std::env::temp_dir());
-    // The directory is deleted when the rehearsal is dropped or a signal ends the process. After a crash, the next run deletes it.
     let unfinished = directory.cancellation().unfinished_files();
-    let home = unfinished.make(|recorder| {
-        let home = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir().map_err(failed)?.keep();
-        recorder.record_created(&home);
-        Ok::<_, StoreError>(home)
-    })?;
-    let lock = File::open(&home).and_then(|directory| directory.lock().map(|()| directory)).map_err(failed)?;
+    let (home, lock) = create_temporary_directory(&unfinished)?;
     let layered = unfinished.make(|_| store.layered(&home.join("storage")))?;
     let engine = Engine::read_only(
         directory,
@@ -110,17 +102,8 @@ pub fn rehearse(
     let staging = operation.stager.staging();
     let head = Repository::open(store.clone(), directory.name())?;
     let staged = operation.stage(operation.stager.resolve(request)?, &head, progress)?.remove(0);
-    let changes = Changes { images: std::slice::from_ref(&staged), ..Changes::default() };
-    let (settings, now) = (directory.settings(), options.publish.now);
-    let edits = engine.pool().install(|| revise::edits(&head, staging, settings, now, &changes));
-    let edits = edits.map_err(ConvertError::Revise)?;
-    let changes = !edits.is_empty();
-    let mut next = head.clone();
-    if changes {
-        let (_, root): (_, CatalogReference) =
-            engine.pool().install(|| write_catalogs(staging, settings, now, &head, edits))?;
-        next = head.open_root(layered.clone().into(), root);
-    }
+    let next = next_revision(&engine, staging, &head, &staged, options.publish.now, &layered)?;
+    let (changes, next) = (next.is_some(), next.unwrap_or_else(|| head.clone()));
     staging.flush()?;
     let written = operation.written();
     let link = staged.outcome.place.link();
@@ -131,18 +114,44 @@ pub fn rehearse(
     let storage = home.join("storage");
     let catalogs = new_catalogs(&storage).map_err(StoreError::io("list", &storage))?;
     let outcome = staged.outcome;
-    Ok(Rehearsal {
-        outcome,
-        before,
-        after,
-        head,
-        next,
-        changes,
-        written,
-        catalogs,
-        layers,
-        _directory: (unfinished, lock),
+    let _directory = (unfinished, lock);
+    Ok(Rehearsal { outcome, before, after, head, next, changes, written, catalogs, layers, _directory })
+}
+
+/// Writes the catalogs of the revision that would publish the image. Returns `None` if nothing would change.
+fn next_revision(
+    engine: &Engine,
+    staging: &Staging,
+    head: &Repository,
+    staged: &StagedImage,
+    now: Timestamp,
+    layered: &DirectoryStore,
+) -> Result<Option<Repository>, ConvertError> {
+    let settings = engine.settings();
+    let changes = Changes { images: std::slice::from_ref(staged), ..Changes::default() };
+    engine.pool().install(|| {
+        let edits = revise::edits(head, staging, settings, now, &changes).map_err(ConvertError::Revise)?;
+        if edits.is_empty() {
+            return Ok(None);
+        }
+        let (_, root) = write_catalogs(staging, settings, now, head, edits)?;
+        Ok(Some(head.open_root(layered.clone().into(), root)))
     })
+}
+
+/// Creates the directory for the new objects and locks it.
+///
+/// The directory is deleted when the rehearsal is dropped or a signal ends the process. After a crash, the next run deletes it.
+fn create_temporary_directory(unfinished: &UnfinishedFiles) -> Result<(PathBuf, File), StoreError> {
+    let failed = |source| StoreError::Io { action: "create a directory in", path: std::env::temp_dir(), source };
+    delete_leftovers(&std::env::temp_dir());
+    let home = unfinished.make(|recorder| {
+        let home = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir().map_err(failed)?.keep();
+        recorder.record_created(&home);
+        Ok::<_, StoreError>(home)
+    })?;
+    let lock = File::open(&home).and_then(|directory| directory.lock().map(|()| directory)).map_err(failed)?;
+    Ok((home, lock))
 }
 
 /// Prefix of the names of the temporary directories.
