@@ -127,55 +127,72 @@ impl Publisher {
         visible_revision: Option<u64>,
     ) -> Result<Vec<StoreError>, PublishError> {
         let store = staging.store();
-        let put = |kind, bytes: &[u8]| staging.put_database(kind, bytes);
-        manifest.certificate = put(ObjectKind::Certificate, self.signer.keys().certificate().pem())?;
-        if let Some(hash) = manifest.meta_info {
-            // The meta info is read only to verify it, because the next manifest names the same object.
-            let read = staging.read_decoded(hash, ObjectKind::MetaInfo, META_INFO_LIMIT);
-            read.map_err(RepositoryError::of_root_object("meta info"))?;
-        }
-        let read = |hash| {
-            let bytes = store.read_decoded(hash, ObjectKind::History, SizeLimit::of_database(None));
-            Ok::<_, RepositoryError>((bytes.map_err(RepositoryError::of_root_object("tag database"))?, hash))
-        };
-        let before = manifest.history.map(read).transpose()?;
-        let before = before.as_ref().map(|(bytes, hash)| (bytes.as_slice(), *hash));
-        let timestamp = options.now.seconds;
-        let head = TaggedRevision { root, revision: manifest.revision, timestamp };
-        let history = put(ObjectKind::History, &next_history(before, &manifest.name, head)?)?;
+        manifest.certificate = staging.put_database(ObjectKind::Certificate, self.signer.keys().certificate().pem())?;
+        let history = store_history(staging, &manifest, root, options.now)?;
         manifest.history = Some(history);
         let mut references = vec![
             (root.hash, ReferenceKind::Catalog),
             (manifest.certificate, ReferenceKind::Certificate),
             (history, ReferenceKind::History),
         ];
-        references.extend(manifest.meta_info.map(|hash| (hash, ReferenceKind::MetaInfo)));
-        let reflog = store.get(REFLOG, REFLOG_LIMIT)?;
-        let reflog = next_reflog(reflog.as_deref(), &manifest.name, &references, timestamp)?;
-        manifest.reflog = Some(ObjectHash::of(&reflog));
-        let signed = self.signer.sign_manifest(&manifest)?;
-        staging.flush()?;
-        // A garbage collection of `cvmfs_server` may have deleted objects that were found in the store at the start of the
-        // run.
-        if let Some(hash) = staging.first_vanished()? {
-            return Err(PublishError::Vanished(hash));
+        if let Some(hash) = manifest.meta_info {
+            // The meta info is read only to verify it, because the next manifest names the same object.
+            let read = staging.read_decoded(hash, ObjectKind::MetaInfo, META_INFO_LIMIT);
+            read.map_err(RepositoryError::of_root_object("meta info"))?;
+            references.push((hash, ReferenceKind::MetaInfo));
         }
-        // Without this sync, the manifest could be on disk after a crash, while objects that it names are missing.
-        store.sync()?;
+        let reflog = store.get(REFLOG, REFLOG_LIMIT)?;
+        let reflog = next_reflog(reflog.as_deref(), &manifest.name, &references, options.now.seconds)?;
+        let reflog_hash = ObjectHash::of(&reflog);
+        manifest.reflog = Some(reflog_hash);
+        let signed = self.signer.sign_manifest(&manifest)?;
+        make_durable(staging)?;
         store.cancellation().check().map_err(StoreError::from)?;
         // The reflog is replaced first, because a reflog that is ahead of the manifest does no harm. A root object that the
         // reflog lacks is never collected.
         let mut late_errors = staging.replace_files(&[(REFLOG, &reflog), (MANIFEST, &signed)], visible_revision)?;
-        if let Some(Err(error)) =
-            self.server.as_ref().map(|server| server.write_reflog_checksum(ObjectHash::of(&reflog)))
-        {
+        late_errors.extend(self.write_reflog_checksum(store, reflog_hash).err());
+        Ok(late_errors)
+    }
+
+    /// Writes the checksum of the reflog for the `cvmfs_server` that manages the repository, if there is one.
+    fn write_reflog_checksum(&self, store: &DirectoryStore, reflog: ObjectHash) -> Result<(), StoreError> {
+        let Some(server) = &self.server else { return Ok(()) };
+        server.write_reflog_checksum(reflog).inspect_err(|_| {
             store.reporter().warn(format_args!(
                 "cvmfs_server will refuse to publish until 'cvmfs_server check -r' has repaired the reflog checksum"
             ));
-            late_errors.push(error);
-        }
-        Ok(late_errors)
+        })
     }
+}
+
+/// Stores the tag database of the next revision. `manifest` still names the previous one.
+fn store_history(
+    staging: &Staging,
+    manifest: &RepositoryManifest,
+    root: CatalogReference,
+    now: Timestamp,
+) -> Result<ObjectHash, PublishError> {
+    let read = |hash| {
+        let limit = SizeLimit::of_database(None);
+        let bytes = staging.store().read_decoded(hash, ObjectKind::History, limit);
+        Ok::<_, RepositoryError>((bytes.map_err(RepositoryError::of_root_object("tag database"))?, hash))
+    };
+    let before = manifest.history.map(read).transpose()?;
+    let before = before.as_ref().map(|(bytes, hash)| (bytes.as_slice(), *hash));
+    let head = TaggedRevision { root, revision: manifest.revision, timestamp: now.seconds };
+    Ok(staging.put_database(ObjectKind::History, &next_history(before, &manifest.name, head)?)?)
+}
+
+/// Makes all objects of a revision durable, and checks that those from earlier revisions still exist.
+fn make_durable(staging: &Staging) -> Result<(), PublishError> {
+    staging.flush()?;
+    // A garbage collection of `cvmfs_server` may have deleted objects that were found in the store at the start of the run.
+    if let Some(hash) = staging.first_vanished()? {
+        return Err(PublishError::Vanished(hash));
+    }
+    // Without this sync, the manifest could be on disk after a crash, while objects that it names are missing.
+    Ok(staging.store().sync()?)
 }
 
 /// Returns an error if the clock is probably wrong: more than a year after the last revision.
