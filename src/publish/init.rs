@@ -6,11 +6,11 @@ use rsa::rand_core::CryptoRng;
 
 use super::{MANIFEST, PublishError, PublishOptions, Publisher, REFLOG, WHITELIST};
 use crate::cancel::{Cancellation, FileRecorder, UnfinishedFiles};
-use crate::catalog::Editor;
+use crate::catalog::{CatalogReference, Editor};
 use crate::directory::{DirectoryError, RepositoryDirectory};
-use crate::manifest::{MetaInfo, NewKeys, RepositoryManifest, Signer, Whitelist};
+use crate::manifest::{Keys, MetaInfo, NewKeys, RepositoryManifest, RepositoryName, Signer, Whitelist};
 use crate::metadata::Timestamp;
-use crate::object::ObjectKind;
+use crate::object::{ObjectHash, ObjectKind};
 use crate::observer::Reporter;
 use crate::settings::Settings;
 use crate::store::{DirectoryStore, Staging, StoreError};
@@ -143,20 +143,8 @@ fn publish_first_revision(
     let settings = directory.settings();
     // Generated before the step that an interruption waits for, because it takes seconds.
     let keys = NewKeys::generate(&directory.keys_path(), directory.name(), started, &mut rng)?;
-    let keys = unfinished.make(|recorder| {
-        recorder.record_new(&directory.keys_path());
-        keys.paths().into_iter().for_each(|path| recorder.record_new(path));
-        // Each key is on disk before the next is written.
-        directory.cancellation().syncing(|| keys.write())
-    })?;
-    let storage = directory.storage_path();
-    let store = unfinished.make(|recorder| {
-        recorder.record_missing_parents(&storage);
-        recorder.record_new(&storage);
-        let names = ["data", WHITELIST, MASTER_REPLICA_FILE, REFLOG, MANIFEST];
-        names.into_iter().for_each(|name| recorder.record_new(&storage.join(name)));
-        DirectoryStore::create(&storage)
-    })?;
+    let keys = write_keys(directory, unfinished, keys)?;
+    let store = create_store(directory, unfinished)?;
     let whitelist = Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint()], started)?;
     let signer = Signer::new(keys, rng);
     let whitelist = signer.sign_whitelist(&whitelist)?;
@@ -165,9 +153,46 @@ fn publish_first_revision(
     let files: [(&str, &[u8]); 2] = [(WHITELIST, &whitelist), (MASTER_REPLICA_FILE, MASTER_REPLICA.as_bytes())];
     fail_on_late_errors(staging.replace_files(&files, None)?)?;
     let root = Editor::create(&staging, settings.compression, now)?.write(FIRST_REVISION)?;
-    let meta_info = MetaInfo::default().write();
-    let meta_info = staging.put_database(ObjectKind::MetaInfo, &meta_info)?;
-    let manifest = RepositoryManifest {
+    let meta_info = staging.put_database(ObjectKind::MetaInfo, &MetaInfo::default().write())?;
+    let manifest = first_manifest(directory.name(), root, meta_info, now);
+    let publisher = Publisher { settings: settings.clone(), signer, server: None };
+    let options = PublishOptions { now, ..PublishOptions::default() };
+    // The directory is not visible to clients yet.
+    fail_on_late_errors(publisher.replace_manifest(&staging, &options, manifest, root, None)?)
+}
+
+fn write_keys(
+    directory: &RepositoryDirectory,
+    unfinished: &UnfinishedFiles,
+    keys: NewKeys,
+) -> Result<Keys, PublishError> {
+    Ok(unfinished.make(|recorder| {
+        recorder.record_new(&directory.keys_path());
+        keys.paths().into_iter().for_each(|path| recorder.record_new(path));
+        // Each key is on disk before the next is written.
+        directory.cancellation().syncing(|| keys.write())
+    })?)
+}
+
+fn create_store(directory: &RepositoryDirectory, unfinished: &UnfinishedFiles) -> Result<DirectoryStore, PublishError> {
+    let storage = directory.storage_path();
+    Ok(unfinished.make(|recorder| {
+        recorder.record_missing_parents(&storage);
+        recorder.record_new(&storage);
+        let names = ["data", WHITELIST, MASTER_REPLICA_FILE, REFLOG, MANIFEST];
+        names.into_iter().for_each(|name| recorder.record_new(&storage.join(name)));
+        DirectoryStore::create(&storage)
+    })?)
+}
+
+/// Returns the manifest of the first revision, without the objects that [`Publisher::replace_manifest`] stores.
+fn first_manifest(
+    name: &RepositoryName,
+    root: CatalogReference,
+    meta_info: ObjectHash,
+    now: Timestamp,
+) -> RepositoryManifest {
+    RepositoryManifest {
         root_catalog: root.hash,
         catalog_size: Some(root.size),
         ttl: DEFAULT_TTL,
@@ -175,7 +200,7 @@ fn publish_first_revision(
         // Without it, replicas fail once an old root catalog is deleted.
         garbage_collectable: true,
         alternative_path: false,
-        name: directory.name().clone(),
+        name: name.clone(),
         // A placeholder: `replace_manifest` stores the certificate and sets its hash.
         certificate: root.hash,
         history: None,
@@ -183,11 +208,7 @@ fn publish_first_revision(
         published: Some(now.seconds.max(1)),
         meta_info: Some(meta_info),
         reflog: None,
-    };
-    let publisher = Publisher { settings: settings.clone(), signer, server: None };
-    let options = PublishOptions { now, ..PublishOptions::default() };
-    // The directory is not visible to clients yet.
-    fail_on_late_errors(publisher.replace_manifest(&staging, &options, manifest, root, None)?)
+    }
 }
 
 /// Fails with the first error that occurred after files were replaced. No client can see the files of a new repository yet, so
