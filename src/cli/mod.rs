@@ -18,6 +18,7 @@ pub mod progress;
 pub mod published;
 pub mod show;
 pub mod sync;
+mod sync_results;
 mod target;
 pub mod terminal;
 pub mod timings;

@@ -6,25 +6,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::Context as _;
-use bytesize::ByteSize;
-use serde_json::{Value, json};
 use strata::directory::RepositoryDirectory;
 use strata::engine::Engine;
-use strata::image::ImageName;
 use strata::message::{causes, on_one_line};
 use strata::notification::Notifications;
 use strata::revise::Prune;
-use strata::stage::ImageOutcome;
-use strata::wishlist::{WantedImage, Wishlist, WishlistProblem};
+use strata::wishlist::Wishlist;
 use strata::work::{
-    ConvertOptions, Event, ImageState, SyncObserver, SyncOptions, SyncReport, ThinOutcome, ThinState, push_thin_images,
-    sync,
+    ConvertOptions, Event, ImageState, SyncObserver, SyncOptions, ThinOutcome, ThinState, push_thin_images, sync,
 };
 
 use super::arguments::{Arguments, Sync, randomness};
 use super::failure::{FAILED, LATE, PARTLY, UsageError, after, complain_late};
 use super::notify::Notifier;
 use super::progress::Display;
+use super::sync_results::RoundResults;
 use super::{complain, print, print_line};
 
 /// Number of images that are converted in parallel, which is enough to hide the latency of registries.
@@ -88,23 +84,22 @@ fn once(
         tracing::error!("cannot push thin images: {}", causes(&error));
         None
     });
-    conclude(arguments, command, directory, &wishlist, &report, &thin.unwrap_or_default(), thin_is_lost)
+    let (wishlist, report, thin, dry_run) = (&wishlist, &report, &thin.unwrap_or_default(), command.dry_run);
+    conclude(arguments, command, &RoundResults { directory, wishlist, report, thin, dry_run }, thin_is_lost)
 }
 
 /// Prints the results of a round, and returns its exit code.
 fn conclude(
     arguments: &Arguments,
     command: &Sync,
-    directory: &RepositoryDirectory,
-    wishlist: &Wishlist,
-    report: &SyncReport,
-    thin: &[ThinOutcome],
+    results: &RoundResults<'_>,
     thin_is_lost: bool,
 ) -> anyhow::Result<ExitCode> {
+    let RoundResults { report, wishlist, thin, .. } = *results;
     thin.iter().for_each(report_thin);
     let printed = match arguments.json {
-        true => print_line(format_args!("{}", to_json(directory, wishlist, report, thin, command.dry_run))),
-        false => print(format_args!("{}", to_text(directory, wishlist, report, thin, command.dry_run))),
+        true => print_line(format_args!("{}", results.to_json())),
+        false => print(format_args!("{}", results.to_text())),
     };
     let refused = report.suspicion.filter(|_| prune(command) == Prune::Usual);
     if let Some(loss) = refused {
@@ -284,147 +279,6 @@ fn report_thin(thin: &ThinOutcome) {
         ThinState::LeftOut(reason) => tracing::warn!("no thin image of {}: {reason}", thin.image),
         ThinState::Failed(error) => tracing::error!("{}: {error}", thin.image),
     }
-}
-
-/// Returns the text for an image that was or would be removed.
-fn removal(report: &SyncReport, name: &ImageName, dry_run: bool) -> &'static str {
-    match (dry_run, report.removed.contains(name), report.suspicion) {
-        (false, ..) => "removed",
-        (true, true, _) => "to be removed",
-        (true, false, None) => "would be removed with --prune",
-        (true, false, Some(_)) => "would be removed with --prune-all only",
-    }
-}
-
-fn to_text(
-    directory: &RepositoryDirectory,
-    wishlist: &Wishlist,
-    report: &SyncReport,
-    thin: &[ThinOutcome],
-    dry_run: bool,
-) -> String {
-    let mut text = String::new();
-    let mut counts = [0_usize; 3];
-    for (_, state) in &report.images {
-        match state {
-            ImageState::Unchanged => counts[0] += 1,
-            ImageState::Published(outcomes) => {
-                counts[1] += 1;
-                for ImageOutcome { place, manifest, .. } in outcomes {
-                    text += &format!("{place}  {manifest}\n");
-                }
-            }
-            ImageState::Planned(outcomes) => {
-                counts[1] += 1;
-                for ImageOutcome { place, manifest, plan, .. } in outcomes {
-                    let (read, layers, bytes) = (plan.layers_to_read, plan.layers, ByteSize(plan.bytes_to_read));
-                    text += &format!("{place}  {manifest}  {layers} layers, {read} to read ({bytes})\n");
-                }
-            }
-            ImageState::Failed(_) => counts[2] += 1,
-            ImageState::Artifact(_) => {}
-        }
-    }
-    let going = if dry_run { &report.prunable } else { &report.removed };
-    for name in going {
-        text += &format!("{name}  {}\n", removal(report, name, dry_run));
-    }
-    let is_pushed = |thin: &&ThinOutcome| thin.state == ThinState::Pushed;
-    for ThinOutcome { image, name, .. } in thin.iter().filter(is_pushed) {
-        text += &format!("{name}  pushed, thin image of {image}\n");
-    }
-    let [unchanged, published, failed] = counts;
-    let [published_word, removed_word] = if dry_run { ["to publish", "to remove"] } else { ["published", "removed"] };
-    let images = report.images.len();
-    text += &format!("{images} images: {unchanged} unchanged, {published} {published_word}, {failed} failed");
-    if !report.removed.is_empty() {
-        text += &format!(", {} {removed_word}", report.removed.len());
-    }
-    if !report.artifacts.is_empty() {
-        text += &format!("; {} artifacts skipped", report.artifacts.len());
-    }
-    if !report.failures.is_empty() {
-        text += &format!("; {} lists failed", report.failures.len());
-    }
-    let bad_lines = wishlist.bad_lines().count();
-    if bad_lines > 0 {
-        text += &format!("; {bad_lines} errors in the wishlist");
-    }
-    let revisions: Vec<String> = report.revisions.iter().map(|revision| revision.number.to_string()).collect();
-    if !revisions.is_empty() {
-        let (objects, bytes) = (report.written.objects, ByteSize(report.written.bytes));
-        let word = if revisions.len() == 1 { "revision" } else { "revisions" };
-        text += &format!("; {word} {} of {}: {objects} new objects, {bytes}", revisions.join(", "), directory.name());
-    }
-    text + "\n"
-}
-
-fn to_json(
-    directory: &RepositoryDirectory,
-    wishlist: &Wishlist,
-    report: &SyncReport,
-    thin: &[ThinOutcome],
-    dry_run: bool,
-) -> Value {
-    let image = |(image, state): &(WantedImage, ImageState)| {
-        let mut json = json!({"image": image.argument.to_string(), "name": image.name().to_string()});
-        match state {
-            ImageState::Unchanged => json["state"] = "unchanged".into(),
-            ImageState::Published(outcomes) | ImageState::Planned(outcomes) => {
-                let is_planned = matches!(state, ImageState::Planned(_));
-                json["state"] = if is_planned { "planned" } else { "published" }.into();
-                let platform = |outcome: &ImageOutcome| {
-                    json!({
-                        "platform": outcome.place.platform.as_ref().map(ToString::to_string),
-                        "manifest": outcome.manifest,
-                        "config": outcome.config,
-                        "layers": outcome.plan.layers,
-                        "layers-read": outcome.plan.layers_to_read,
-                        "bytes-read": outcome.plan.bytes_to_read,
-                        "losses": outcome.losses,
-                    })
-                };
-                json["platforms"] = outcomes.iter().map(platform).collect();
-            }
-            ImageState::Failed(error) => {
-                json["state"] = "failed".into();
-                json["error"] = error.as_str().into();
-            }
-            ImageState::Artifact(_) => {}
-        }
-        json
-    };
-    let artifact = |(image, artifact_type): &(WantedImage, String)| json!({"image": image.argument.to_string(), "name": image.name().to_string(), "type": artifact_type});
-    let failure = |failure: &strata::wishlist::ListingFailure| {
-        json!({"line": failure.line, "host": failure.host, "what": failure.what,
-            "error": on_one_line(&strata::message::causes(&*failure.error))})
-    };
-    let names = |names: &[ImageName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let bad_line = |problem: &WishlistProblem| json!({"line": problem.line, "column": problem.column, "error": on_one_line(&problem.text)});
-    json!({
-        "repository": directory.name().as_str(),
-        "dry-run": dry_run,
-        "revisions": report.revisions.iter().map(|revision| revision.number).collect::<Vec<_>>(),
-        "new-objects": report.written.objects,
-        "new-bytes": report.written.bytes,
-        "removed": names(&report.removed),
-        "prunable": names(&report.prunable),
-        "not-listed": report.failures.iter().map(failure).collect::<Vec<_>>(),
-        "bad-lines": wishlist.bad_lines().map(bad_line).collect::<Vec<_>>(),
-        "images": report.images.iter().map(image).collect::<Vec<_>>(),
-        "artifacts": report.artifacts.iter().map(artifact).collect::<Vec<_>>(),
-        "thin-images": thin.iter().map(thin_json).collect::<Vec<_>>(),
-    })
-}
-
-fn thin_json(thin: &ThinOutcome) -> Value {
-    let (state, reason) = match &thin.state {
-        ThinState::Pushed => ("pushed", None),
-        ThinState::Unchanged => ("unchanged", None),
-        ThinState::LeftOut(reason) => ("left-out", Some(reason)),
-        ThinState::Failed(error) => ("failed", Some(error)),
-    };
-    json!({"name": thin.name, "image": thin.image.to_string(), "state": state, "reason": reason})
 }
 
 #[cfg(test)]
