@@ -17,8 +17,8 @@
 //! Both layers and the tar files in which images arrive are read with [`tar_archive`], which knows neither.
 //!
 //! Everything that reads a published repository goes through [`repository`]: [`mount`], [`verify`], [`diff`], [`describe`] and the next
-//! publication. Only [`check`] trusts nothing and reads the files of the store themselves. Each container runtime has a module in
-//! [`consumer`].
+//! publication. Only [`check`] trusts nothing and reads the files of the store themselves. A [`remote`] repository is one that is read
+//! by its URL. Each container runtime has a module in [`consumer`].
 //!
 //! Messages and the progress of operations go to the observer of the repository directory (see [`observer`]).
 //!
