@@ -7,7 +7,7 @@ use super::{ContentError, ContentObject, Store, StoreError};
 use crate::object::{Compression, Encoder, ObjectHash, ObjectKind, SizeLimit};
 
 /// Content of the objects of the contract.
-const CONTENT: &[u8] = b"the content of an object";
+const CONTENT: &[u8] = &[b'x'; 200];
 
 /// Returns the files of a store that [`assert_reads`] accepts, by their names.
 pub(crate) fn files() -> BTreeMap<String, Vec<u8>> {

@@ -3,6 +3,7 @@
 //! Several servers may offer the same repository, such as the Stratum 1 servers of a replicated one. A file that one of them does
 //! not have, or has in a damaged form, is requested from the next one.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Cursor, Read};
 use std::sync::Arc;
@@ -19,13 +20,19 @@ use crate::http::{
     Download, DownloadPolicy, Http, HttpError, HttpResponse, Proxies, Request, Retryable, TimeLimits, read_until,
     redacted,
 };
-use crate::object::{ObjectHash, ObjectKind};
+use crate::object::ObjectHash;
 use crate::observer::Reporter;
 
-/// Maximum number of times that a request is sent to all servers.
-const ROUNDS: u32 = 4;
-/// Pause before the second round. The pause doubles with each further round.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// How often a request is sent to all servers.
+#[derive(Debug, Clone, Copy)]
+struct Repetition {
+    /// Maximum number of rounds.
+    rounds: u32,
+    /// Pause before the second round. The pause doubles with each further round.
+    first_pause: Duration,
+}
+
+const REPETITION: Repetition = Repetition { rounds: 4, first_pause: Duration::from_millis(500) };
 /// Size in bytes up to which a file is read into memory when it is opened. A larger file is downloaded by a thread of its own,
 /// which resumes after a lost connection.
 const MAX_SIZE_IN_MEMORY: u64 = 4 << 20;
@@ -41,6 +48,7 @@ struct Shared {
     /// Index of the server that answered the last request.
     current: AtomicUsize,
     limits: TimeLimits,
+    repetition: Repetition,
     reporter: Reporter,
     cancellation: Cancellation,
 }
@@ -57,12 +65,13 @@ impl HttpStore {
     ///
     /// Fails if the URL is no valid `http` or `https` URL. No request is sent.
     pub fn new(servers: &[Url], reporter: &Reporter, cancellation: &Cancellation) -> Result<Self, StoreError> {
-        Self::with_limits(servers, TimeLimits::default(), reporter, cancellation)
+        Self::with_limits(servers, TimeLimits::default(), REPETITION, reporter, cancellation)
     }
 
     fn with_limits(
         servers: &[Url],
         limits: TimeLimits,
+        repetition: Repetition,
         reporter: &Reporter,
         cancellation: &Cancellation,
     ) -> Result<Self, StoreError> {
@@ -75,6 +84,7 @@ impl HttpStore {
             servers,
             current: AtomicUsize::new(0),
             limits,
+            repetition,
             reporter: reporter.clone(),
             cancellation: cancellation.clone(),
         })))
@@ -140,11 +150,33 @@ impl Shared {
                 }
             }
             let Some(error) = failure else { return Ok(None) };
-            if round == ROUNDS || !error.may_be_temporary() {
+            if round == self.repetition.rounds || !error.may_be_temporary() {
                 return Err(error);
             }
-            thread::sleep(FIRST_PAUSE * 2_u32.pow(round - 1));
+            thread::sleep(self.repetition.first_pause * 2_u32.pow(round - 1));
             round += 1;
+        }
+    }
+
+    /// Sends a request for a file like [`Self::ask`], and prefers an answer for which `is_good` returns true.
+    fn ask_for_object<T>(
+        &self,
+        name: &str,
+        send: impl Fn(&Url) -> Result<Answer<T>, StoreError>,
+        is_good: impl Fn(&T) -> bool,
+    ) -> Result<Option<T>, StoreError> {
+        let damaged = Cell::new(None);
+        let good = self.ask(name, |url| match send(url)? {
+            Answer::Found(found) if !is_good(&found) => {
+                self.reporter.debug(format_args!("{} is damaged", redacted(url)));
+                damaged.set(Some(found));
+                Ok(Answer::Missing)
+            }
+            answer => Ok(answer),
+        });
+        match damaged.into_inner() {
+            Some(damaged) => Ok(Some(good.ok().flatten().unwrap_or(damaged))),
+            None => good,
         }
     }
 
@@ -197,19 +229,21 @@ impl Shared {
     }
 
     /// Opens a file at one server.
-    fn open(self: &Arc<Self>, url: &Url) -> Result<Answer<Box<dyn Read + Send>>, StoreError> {
+    fn open(self: &Arc<Self>, url: &Url) -> Result<Answer<Opened>, StoreError> {
         let Answer::Found(response) = self.request(Method::GET, url, 0)? else { return Ok(Answer::Missing) };
         Ok(Answer::Found(match length(&response) {
-            Some(length) if length > MAX_SIZE_IN_MEMORY => Box::new(self.download(response, url, length)?),
+            Some(length) if length > MAX_SIZE_IN_MEMORY => {
+                Opened::Download(Box::new(self.download(response, url, length)?))
+            }
             // Without a length, the end of the connection could not be told from the end of the file.
-            _ => Box::new(Cursor::new(self.read_small(response, MAX_SIZE_IN_MEMORY)?)),
+            _ => Opened::Whole(self.read_small(response, MAX_SIZE_IN_MEMORY)?),
         }))
     }
 
     /// Downloads a large file whose response has begun. After a lost connection, the download continues at the next byte.
     fn download(self: &Arc<Self>, response: HttpResponse, url: &Url, size: u64) -> Result<Download, StoreError> {
         let policy = DownloadPolicy {
-            attempts: ROUNDS,
+            attempts: self.repetition.rounds,
             minimum_rate: self.limits.minimum_rate,
             rate_window: self.limits.stall,
             ..DownloadPolicy::default()
@@ -227,6 +261,24 @@ impl Shared {
         };
         Ok(Download::start(open, size, policy, &self.reporter, self.cancellation.clone()))
     }
+}
+
+/// An opened file.
+enum Opened {
+    Whole(Vec<u8>),
+    Download(Box<Download>),
+}
+
+/// Returns whether a file may have this name: the bytes of an object must match the hash in its name.
+fn is_named(name: &str, bytes: &[u8]) -> bool {
+    hash_in(name).is_none_or(|hash| ObjectHash::of(bytes) == hash)
+}
+
+/// Returns the hash in the name of an object.
+fn hash_in(name: &str) -> Option<ObjectHash> {
+    let hash = name.strip_prefix("data/")?.replacen('/', "", 1);
+    // The letter at the end is that of the kind of the object.
+    hash.trim_end_matches(|letter: char| letter.is_ascii_uppercase()).parse().ok()
 }
 
 /// Returns the size of the file that a response states.
@@ -255,13 +307,23 @@ impl Store for HttpStore {
         redacted(&self.0.url(self.0.current.load(Ordering::Relaxed), name))
     }
 
+    /// The bytes of an object that no server has undamaged are those of one of the servers.
     fn get(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        self.0.ask(name, |url| self.0.fetch(url, limit))
+        self.0.ask_for_object(name, |url| self.0.fetch(url, limit), |bytes| is_named(name, bytes))
     }
 
-    /// The returned reader fails with an error, instead of ending early, if the file cannot be read to its end.
+    /// The returned reader fails with an error, instead of ending early, if the file cannot be read to its end. A large object
+    /// that the first server has damaged is not requested from another one.
     fn open(&self, name: &str) -> Result<Option<Box<dyn Read + Send>>, StoreError> {
-        self.0.ask(name, |url| self.0.open(url))
+        let is_good = |opened: &Opened| match opened {
+            Opened::Whole(bytes) => is_named(name, bytes),
+            Opened::Download(_) => true,
+        };
+        let opened = self.0.ask_for_object(name, |url| self.0.open(url), is_good)?;
+        Ok(opened.map(|opened| match opened {
+            Opened::Whole(bytes) => Box::new(Cursor::new(bytes)) as Box<dyn Read + Send>,
+            Opened::Download(download) => download,
+        }))
     }
 
     fn head(&self, name: &str) -> Result<Option<u64>, StoreError> {
@@ -289,19 +351,6 @@ impl Store for HttpStore {
     fn reporter(&self) -> &Reporter {
         &self.0.reporter
     }
-
-    /// A server that has other bytes under this name is skipped.
-    fn read_up_to(&self, limit: u64, hash: ObjectHash, kind: ObjectKind) -> Result<Vec<u8>, StoreError> {
-        let name = hash.path(kind);
-        let found = self.0.ask(&name, |url| match self.0.fetch(url, limit)? {
-            Answer::Found(bytes) => match ObjectHash::of(&bytes) {
-                actual if actual == hash => Ok(Answer::Found(bytes)),
-                actual => Err(StoreError::WrongHash { address: redacted(url), actual }),
-            },
-            Answer::Missing => Ok(Answer::Missing),
-        })?;
-        found.ok_or_else(|| StoreError::Missing { address: self.address(&name) })
-    }
 }
 
 #[cfg(test)]
@@ -322,7 +371,8 @@ mod tests {
     fn store_at(servers: &[&Server]) -> HttpStore {
         let url = |server: &&Server| format!("http://{}/cvmfs/r.example.org", server.address).parse().unwrap();
         let urls: Vec<Url> = servers.iter().map(url).collect();
-        HttpStore::with_limits(&urls, LIMITS, &Reporter::silent(), &Cancellation::default()).unwrap()
+        let repetition = Repetition { rounds: 2, first_pause: Duration::from_millis(10) };
+        HttpStore::with_limits(&urls, LIMITS, repetition, &Reporter::silent(), &Cancellation::default()).unwrap()
     }
 
     /// Serves the files of the contract. `change` may change a reply.
@@ -348,10 +398,30 @@ mod tests {
     #[test]
     fn files_are_read_although_one_of_two_servers_fails() {
         let good = serve(|_, reply| reply);
-        for status in [404, 403, 500] {
-            let bad = serve(move |_, _| Reply::of(status, ""));
-            assert_reads(&store_at(&[&bad, &good]));
+        assert_reads(&store_at(&[&serve(|_, _| Reply::of(404, "")), &good]));
+        for status in [403, 500] {
+            let store = store_at(&[&serve(move |_, _| Reply::of(status, "")), &good]);
+            for (name, bytes) in files() {
+                assert_eq!(store.get(&name, u64::MAX).unwrap(), Some(bytes));
+            }
+            // The failing server may have the file.
+            assert!(matches!(store.get("missing", 1), Err(StoreError::Status { .. })));
         }
+    }
+
+    #[test]
+    fn object_that_one_server_has_damaged_is_read_from_another() {
+        let good = serve(|_, reply| reply);
+        let bad = serve(|asked, reply| if is_object(asked) { Reply::of(200, "Damaged") } else { reply });
+        let store = store_at(&[&bad, &good]);
+        for (name, bytes) in files().into_iter().filter(|(name, _)| name.starts_with("data/")) {
+            assert_eq!(
+                store.get(&name, u64::MAX).unwrap().is_some_and(|found| found == bytes),
+                is_named(&name, &bytes)
+            );
+        }
+        // If no server has the right bytes, the caller compares them with the name, and reports what is there.
+        assert_reads(&store_at(&[&serve(|_, reply| reply), &good]));
     }
 
     #[test]

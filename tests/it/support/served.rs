@@ -61,7 +61,8 @@ impl Served {
     /// Returns a command on the repository at these URLs, with its public key.
     pub fn command_at<A: AsRef<OsStr>>(&self, urls: &str, arguments: impl IntoIterator<Item = A>) -> Command {
         let repository: [OsString; 4] = ["--repo".into(), urls.into(), "--public-key".into(), self.key.clone().into()];
-        strata_command(arguments.into_iter().map(|argument| argument.as_ref().to_owned()).chain(repository))
+        let arguments = arguments.into_iter().map(|argument| argument.as_ref().to_owned());
+        strata_command(repository.into_iter().chain(arguments))
     }
 
     /// Runs a command on the repository by its URL.
