@@ -1,10 +1,20 @@
-//! Proves that the published form of an image is correct, by a second implementation of the rules for applying layers.
+//! Proves that the published form of an image is correct, by a second implementation of reading and applying layers.
 //!
-//! Every blob is read from the image's source again; nothing that earlier runs stored is used. [`NaiveTree`] applies the
-//! layers on top of each other, [`NaiveLayer`] converts each layer into the form that overlay mounts need, and every
-//! attribute and every byte is compared with the head of the repository. A model of overlayfs checks that a mount of all
-//! layers equals the root file system. The rules in [`NaiveTree`] and [`NaiveLayer`] use no code of `tree`, `ingest` or
-//! `stage`.
+//! Every blob is read from the image's source again; nothing that earlier runs stored is used. `layer_reader` turns each blob
+//! into entries, [`NaiveTree`] applies the layers on top of each other, [`NaiveLayer`] converts each layer into the form that
+//! overlay mounts need, and every attribute and every byte is compared with the head of the repository. A model of overlayfs
+//! checks that a mount of all layers equals the root file system.
+//!
+//! Shared with `convert` is only:
+//! - the transport of documents and blobs ([`crate::source`]), and decompression ([`crate::layer::unpack`]). Sizes and
+//!   digests prove that the results of both are right.
+//! - plain types: the entries of a layer, its losses and limits, the errors of blobs, paths and their normal form, metadata, digests.
+//! - the names and formats of what is published ([`crate::layout`]), the files that runtimes need ([`crate::consumer`]), and
+//!   reading a repository ([`crate::repository`]).
+//!
+//! Not shared is what decides which tree an archive means: headers, PAX records, sparse maps, whiteouts, attributes, losses,
+//! and how layers are applied. No code of `tree`, `ingest`, `stage` or `tar_archive` and no parser of [`crate::layer`] is used.
+//! (A source finds blobs in the archive of an image with `tar_archive`, but their digests prove that they are the right ones.)
 //!
 //! An error means that the comparison is impossible: the image cannot be read, or there is no repository. Published data
 //! that is wrong or unreadable is a [`Difference`].
@@ -12,6 +22,7 @@
 mod compare;
 mod content;
 mod difference;
+mod layer_reader;
 mod layer_stack;
 mod naive_layer;
 mod naive_tree;
@@ -29,7 +40,7 @@ use std::sync::atomic::Ordering;
 use crate::directory::DirectoryError;
 use crate::image::{Digest, FullName, ImageName, Platform};
 use crate::inventory;
-use crate::layer::{LayerError, Limits};
+use crate::layer::Limits;
 use crate::layout::{ImagePlace, ImageRecord};
 use crate::progress::Progress;
 use crate::registry::Registries;
@@ -40,12 +51,12 @@ use crate::store::StoreError;
 use crate::threads::{self, ThreadsError};
 
 pub use difference::Difference;
+pub use layer_reader::{EntryProblem, ReadLayerError};
 pub use naive_layer::NaiveLayer;
 pub use naive_tree::{ApplyError, NaiveNode, NaiveTree};
 
 use compare::Comparison;
 use published::VerifiedImage;
-use source::ReadLayer;
 
 /// Errors that prevent a comparison.
 #[derive(Debug, thiserror::Error)]
@@ -69,8 +80,8 @@ pub enum VerifyError {
     ReadLayer {
         /// The layer's digest.
         digest: Digest,
-        /// The error of the layer reader.
-        source: LayerError,
+        /// What is wrong with the layer.
+        source: ReadLayerError,
     },
     /// A layer cannot be applied to the lower layers.
     #[error("cannot apply layer {digest}")]

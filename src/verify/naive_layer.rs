@@ -8,8 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::layer_reader::is_bookkeeping;
 use super::naive_tree::{ApplyError, NaiveNode, NaiveTree, directories_above, is_directory};
-use crate::layer::{DeviceNumber, EntryKind, LayerEntry, NodeKind, is_bookkeeping};
+use crate::layer::{DeviceNumber, EntryKind, LayerEntry, NodeKind};
 use crate::metadata::{Metadata, Timestamp};
 use crate::path::EntryPath;
 

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 
+use super::VerifyError;
 use super::compare::Comparison;
 use super::content::ContentDigest;
+use super::layer_reader::ReadLayer;
 use super::layer_stack::LayerStack;
 use super::naive_layer::{AppliedLayer, NaiveLayer, apply_layer};
 use super::naive_tree::NaiveTree;
 use super::other_parents::OtherParents;
 use super::records::{ExpectedLosses, compare_facts, compare_layer_record, links_across_directories};
 use super::root::{StrayMarkers, remove_stray_markers, remove_stray_markers_of_layer, root_file_system};
-use super::{ReadLayer, VerifyError};
 use crate::image::{ChainId, Digest};
 use crate::layer::LossKind;
 use crate::layout::{self, ImagePlace, ImageRecord, LayerRecord, LossList};
@@ -56,7 +57,7 @@ impl VerifiedImage<'_> {
                 apply_layer(&tree, &layer.entries).map_err(failed)?;
             let (form, stray_of_layer) = self.compare_layer(layer, &tree, form, is_compared, &mut parents, comparison);
             let stray = remove_stray_markers(&mut merged);
-            losses.add_layer(&layer.summary.losses, stray.paths);
+            losses.add_layer(&layer.losses, stray.paths);
             losses.add_unlisted(LossKind::StrayMarker, stray_of_layer.paths);
             losses.add_unlisted(LossKind::MaskedLink, masked.keys().cloned());
             stack.add(&form, masked);

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::compare::Comparison;
 use super::content::ContentDigest;
+use super::layer_reader::ReadLayer;
 use super::naive_layer::NaiveLayer;
 use super::naive_tree::NaiveTree;
 use super::other_parents::OtherParents;
-use super::source::ReadLayer;
 use crate::catalog::FACTS;
 use crate::layer::{LossKind, Losses};
 use crate::layout::{self, LayerRecord, LossList, TreeFacts};
@@ -151,10 +151,9 @@ pub(super) fn compare_layer_record(
     let Some(record) = LayerRecord::parse(&json) else {
         return comparison.note(&path, "content", "the record of a layer", "something else");
     };
-    let summary = &layer.summary;
-    comparison.require(&path, "diff-id", summary.diff_id, record.diff_id);
-    comparison.require(&path, "blob-size", summary.blob_size, record.blob_size);
-    comparison.require(&path, "unpacked-size", summary.unpacked_size, record.unpacked_size);
+    comparison.require(&path, "diff-id", layer.diff_id, record.diff_id);
+    comparison.require(&path, "blob-size", layer.blob_size, record.blob_size);
+    comparison.require(&path, "unpacked-size", layer.unpacked_size, record.unpacked_size);
     let [expected, found] =
         [&form.implied, &record.implied_directories].map(|directories| parents.without_marks(directories));
     comparison.require_set(&path, "implied-folders", &expected, &found);
@@ -177,6 +176,6 @@ pub(super) fn compare_layer_record(
     // An incomplete record is harmless: a later run reads the layer again.
     comparison.require(&path, "is-complete", true, stray.is_empty() || !record.is_complete);
     let mut losses = ExpectedLosses::default();
-    losses.add_layer(&summary.losses, stray.to_vec());
+    losses.add_layer(&layer.losses, stray.to_vec());
     losses.compare(&path, &record.losses, comparison);
 }
