@@ -270,7 +270,7 @@ impl CatalogEntry {
             Some(ContentObjects::Chunks(chunks)) => {
                 chunks.iter().map(|chunk| (chunk.hash, ObjectKind::Chunk)).collect()
             }
-            None => Vec::new(),
+            Some(ContentObjects::Unstored { .. }) | None => Vec::new(),
         }
     }
 

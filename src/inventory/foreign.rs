@@ -80,7 +80,7 @@ pub(crate) fn foreign_manifest(head: &Repository, place: &ImagePlace) -> Result<
     }
     Ok(manifest.and_then(|entry| entry.file_content()).and_then(|content| match content.objects {
         ContentObjects::Whole(hash) => Some(hash),
-        ContentObjects::Chunks(_) => None,
+        ContentObjects::Chunks(_) | ContentObjects::Unstored { .. } => None,
     }))
 }
 

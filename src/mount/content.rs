@@ -148,6 +148,7 @@ impl ContentSource for ContentReader {
                     filled += count;
                 }
             }
+            ContentObjects::Unstored { .. } => return Err(ContentError::Hole(offset).into()),
         }
         Ok(bytes)
     }

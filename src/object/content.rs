@@ -15,13 +15,20 @@ pub struct Content {
     pub objects: ContentObjects,
 }
 
-/// Objects of a file that is stored whole or in chunks.
+/// Objects of a file that is stored whole or in chunks, or the place of content that is in no object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ContentObjects {
     /// One object of kind [`File`](super::ObjectKind::File).
     Whole(ObjectHash),
     /// Objects of kind [`Chunk`](super::ObjectKind::Chunk), in order, that cover the file without gap or overlap.
     Chunks(Arc<[Chunk]>),
+    /// No object: the content is in a temporary file. Such a file is never published.
+    Unstored {
+        /// Number of the temporary file.
+        file: u32,
+        /// Offset of the content in that file in bytes.
+        offset: u64,
+    },
 }
 
 /// A stored part of a large file.

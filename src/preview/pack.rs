@@ -1,8 +1,8 @@
 //! The content of an image's files, in unlinked temporary files that disappear with the process.
 //!
 //! Each layer has one such file, its pack, to which content is appended. Holes in files become holes in the pack and cost
-//! nothing. In the trees, the name of a file's object contains the pack and the offset instead of a hash. Content that the
-//! repository already contains keeps its object names.
+//! nothing. In the trees, a file refers to its pack and to the offset of its content. Content that the repository already contains
+//! keeps its object names.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek as _, SeekFrom, Write as _};
@@ -12,11 +12,8 @@ use std::sync::OnceLock;
 
 use super::PreviewError;
 use crate::mount::{ContentReader, ContentSource, ReadContentError};
-use crate::object::{Content, ContentObjects, ObjectHash};
+use crate::object::{Content, ContentObjects};
 use crate::store::ContentError;
-
-/// Prefix of the object names that refer to packs. A real hash that begins with these bytes is practically impossible.
-const PACK_PREFIX: [u8; 8] = *b"preview:";
 
 /// Writes the pack of one layer.
 #[derive(Debug)]
@@ -36,11 +33,7 @@ impl<'a> PackWriter<'a> {
 
     /// Returns the reference to the content that is appended next.
     pub(super) fn next(&self) -> Content {
-        let mut name = [0; 20];
-        name[..8].copy_from_slice(&PACK_PREFIX);
-        name[8..12].copy_from_slice(&self.number.to_be_bytes());
-        name[12..].copy_from_slice(&self.end.to_be_bytes());
-        Content { raw: true, objects: ContentObjects::Whole(ObjectHash::from(name)) }
+        Content { raw: true, objects: ContentObjects::Unstored { file: self.number, offset: self.end } }
     }
 
     /// Appends data.
@@ -92,22 +85,18 @@ impl Packs {
         self.files[number as usize].set(file).expect("each pack is finished once");
     }
 
-    fn read_pack(&self, name: &[u8; 20], offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        let number =
-            u32::from_be_bytes(*name[8..].first_chunk().expect("a name has 20 bytes, so 12 bytes follow the prefix"));
-        let start =
-            u64::from_be_bytes(*name[12..].first_chunk().expect("a name has 20 bytes, so 8 bytes follow the number"));
+    fn read_pack(&self, number: u32, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         let file = self.files.get(number as usize).and_then(OnceLock::get);
-        file.ok_or(io::ErrorKind::NotFound)?.read_exact_at(bytes, start + offset)
+        file.ok_or(io::ErrorKind::NotFound)?.read_exact_at(bytes, offset)
     }
 }
 
 impl ContentSource for Packs {
     fn read(&self, content: &Content, size: u64, offset: u64, length: usize) -> Result<Vec<u8>, ReadContentError> {
         match (&content.objects, &self.repository) {
-            (ContentObjects::Whole(hash), _) if hash.as_bytes().starts_with(&PACK_PREFIX) => {
+            (&ContentObjects::Unstored { file, offset: start }, _) => {
                 let mut bytes = vec![0; size.saturating_sub(offset).min(length as u64) as usize];
-                let read = self.read_pack(hash.as_bytes(), offset, &mut bytes);
+                let read = self.read_pack(file, start + offset, &mut bytes);
                 read.map_err(|source| ReadContentError::TemporaryFile { directory: self.directory.clone(), source })?;
                 Ok(bytes)
             }
@@ -120,6 +109,7 @@ impl ContentSource for Packs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::ObjectHash;
 
     #[test]
     fn content_with_holes_is_read_correctly() {

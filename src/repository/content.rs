@@ -30,6 +30,7 @@ pub(super) fn file_objects(content: &Content, size: u64) -> Result<Vec<ContentOb
             return Ok(vec![ContentObject { hash: *hash, kind: ObjectKind::File, raw, size }]);
         }
         ContentObjects::Chunks(chunks) => chunks,
+        ContentObjects::Unstored { .. } => return Err(ContentError::Hole(0)),
     };
     let (mut pieces, mut at) = (Vec::with_capacity(chunks.len()), 0);
     for chunk in &**chunks {

@@ -143,6 +143,7 @@ impl Stager<'_> {
             ContentObjects::Chunks(chunks) => {
                 chunks.iter().map(|chunk| (chunk.hash, ObjectKind::Chunk, length(chunk.size))).collect()
             }
+            ContentObjects::Unstored { .. } => Vec::new(),
         };
         let mut missing = Vec::new();
         for (hash, kind, length) in objects {

@@ -127,6 +127,7 @@ impl LayerCache {
                 }
                 Ok(true)
             }
+            ContentObjects::Unstored { .. } => Ok(false),
         }
     }
 }
