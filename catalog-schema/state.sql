@@ -1,8 +1,8 @@
 -- What strata remembers between runs, in state/state.db. May be deleted at no loss but time.
 
 -- Which object holds a piece of content. `key` is the BLAKE3 hash of the plain bytes; `kind` is 0 for a whole file and
--- 1 for a chunk; `encoder` names encoder, version and level; `length` is the length of the object, NULL in rows of versions
--- that did not note it.
+-- 1 for a chunk; `encoder` names encoder, version and level in its low 8 bits, and the hash algorithm of the object's name in the
+-- bits above (0 is SHA-1); `length` is the length of the object, NULL in rows of versions that did not note it.
 CREATE TABLE IF NOT EXISTS content (
     key BLOB NOT NULL, size INTEGER NOT NULL, kind INTEGER NOT NULL, encoder INTEGER NOT NULL,
     object BLOB NOT NULL, length INTEGER,

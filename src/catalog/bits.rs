@@ -1,5 +1,7 @@
 //! Bits of a catalog row: its flags, and the file type bits of its mode.
 
+use crate::object::HashAlgorithm;
+
 pub const DIRECTORY: u32 = 1;
 pub const TRANSITION_POINT: u32 = 2;
 // CVMFS sets this bit for symbolic links and special files, too (`cvmfs/catalog_sql.h`).
@@ -9,8 +11,9 @@ pub const SPECIAL: u32 = 16;
 pub const NESTED_ROOT: u32 = 32;
 pub const CHUNKED: u32 = 64;
 pub const EXTERNAL: u32 = 128;
-// CVMFS's number of the algorithm, minus 1: SHA-1 is 0.
-pub const HASH_ALGORITHM: u32 = 0x700;
+// Three bits with the number of the hash algorithm.
+pub const HASH_ALGORITHM: u32 = 7 << HASH_ALGORITHM_SHIFT;
+const HASH_ALGORITHM_SHIFT: u32 = 8;
 // The lowest of three bits with CVMFS's number of the compression: zlib is 0, none is 1.
 pub const UNCOMPRESSED: u32 = 0x800;
 pub const BIND_MOUNTPOINT: u32 = 0x4000;
@@ -26,3 +29,13 @@ pub const S_IFCHR: u32 = 0o020_000;
 pub const S_IFBLK: u32 = 0o060_000;
 pub const S_IFIFO: u32 = 0o010_000;
 pub const S_IFSOCK: u32 = 0o140_000;
+
+/// Returns the hash algorithm in the flags of a row, or `None` if there is no algorithm with this number.
+pub fn hash_algorithm(flags: u32) -> Option<HashAlgorithm> {
+    HashAlgorithm::from_number((flags & HASH_ALGORITHM) >> HASH_ALGORITHM_SHIFT)
+}
+
+/// Returns the flags for a hash algorithm.
+pub fn hash_flags(algorithm: HashAlgorithm) -> u32 {
+    u32::from(algorithm.number()) << HASH_ALGORITHM_SHIFT
+}

@@ -8,10 +8,11 @@ use rusqlite::serialize::Data;
 use rusqlite::types::{ToSqlOutput, Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params};
 
+use super::bits::hash_algorithm;
 use super::counters::Counters;
 use super::entry::{CatalogEntry, CatalogReference};
 use super::guarded::{Access, GuardedDatabase, Table, explain_timeout, text, wrong_value};
-use crate::object::{Chunk, ContentObjects, ObjectHash, ObjectKind};
+use crate::object::{Chunk, ContentObjects, HashAlgorithm, ObjectHash, ObjectKind};
 use crate::path::EntryPath;
 
 mod draft;
@@ -299,8 +300,7 @@ impl Catalog {
         Ok((EntryPath::normalise(&path).map_err(|error| self.invalid(error.to_string()))?, reference))
     }
 
-    /// Returns the objects of all files, with duplicates. Objects that strata cannot read are omitted, see
-    /// [`CatalogEntry::file_content`].
+    /// Returns the objects of all files, with duplicates. External files have none.
     pub fn objects(&self) -> Result<Vec<(ObjectHash, ObjectKind)>, CatalogError> {
         Ok(self.stored_objects()?.into_iter().map(|(hash, kind, _)| (hash, kind)).collect())
     }
@@ -308,14 +308,15 @@ impl Catalog {
     /// Like [`Self::objects`], with the size of each object in the store if the catalog states it.
     pub fn stored_objects(&self) -> Result<Vec<StoredObject>, CatalogError> {
         let database = self.database();
-        let read =
-            |sql: &str, kind| database.rows(sql, [], |row| Ok((row.get::<_, [u8; 20]>(0)?.into(), kind, row.get(1)?)));
-        // Flags: 0x80 is external content, 0x700 another hash algorithm than SHA-1, 0x800 an object that is stored uncompressed,
-        // so that its size in the store is the size of the file.
-        let whole = "SELECT hash, CASE WHEN flags & 0x800 THEN size END FROM catalog \
-             WHERE hash IS NOT NULL AND flags & 0x780 = 0";
-        let chunks = "SELECT chunks.hash, CASE WHEN flags & 0x800 THEN chunks.size END FROM chunks \
-             JOIN catalog USING (md5path_1, md5path_2) WHERE flags & 0x780 = 0";
+        let read = |sql: &str, kind| {
+            database.rows(sql, [], |row| Ok((ObjectHash::new(algorithm(row, 1)?, row.get(0)?), kind, row.get(2)?)))
+        };
+        // Flags: 0x80 is external content, 0x800 an object that is stored uncompressed, so that its size in the store is the size
+        // of the file.
+        let whole = "SELECT hash, flags, CASE WHEN flags & 0x800 THEN size END FROM catalog \
+             WHERE hash IS NOT NULL AND flags & 0x80 = 0";
+        let chunks = "SELECT chunks.hash, flags, CASE WHEN flags & 0x800 THEN chunks.size END FROM chunks \
+             JOIN catalog USING (md5path_1, md5path_2) WHERE flags & 0x80 = 0";
         let both =
             read(whole, ObjectKind::File).and_then(|files| Ok([files, read(chunks, ObjectKind::Chunk)?].concat()));
         both.map_err(|source| self.database_error(source))
@@ -325,9 +326,9 @@ impl Catalog {
     fn complete(&self, database: &GuardedDatabase, row: StoredRow) -> Result<(Vec<u8>, CatalogEntry), CatalogError> {
         let mut failure = None;
         let name = row.name.clone();
-        let entry = row.with_chunks(|(first, second)| {
+        let entry = row.with_chunks(|(first, second), algorithm| {
             let sql = "SELECT offset, size, hash FROM chunks WHERE md5path_1 = ?1 AND md5path_2 = ?2 ORDER BY offset";
-            let chunks = database.rows(sql, [first, second], read_chunk);
+            let chunks = database.rows(sql, [first, second], |row| read_chunk(row, algorithm));
             chunks.map_err(|error| failure = Some(error)).unwrap_or_default().into()
         });
         failure.map_or(Ok((name, entry)), |source| Err(self.database_error(source)))
@@ -363,12 +364,14 @@ struct StoredRow {
     key: PathKey,
     name: Vec<u8>,
     entry: CatalogEntry,
+    /// The hash algorithm of the names of all objects of the file.
+    algorithm: HashAlgorithm,
 }
 
 impl StoredRow {
-    fn with_chunks(mut self, chunks: impl FnOnce(PathKey) -> Arc<[Chunk]>) -> CatalogEntry {
+    fn with_chunks(mut self, chunks: impl FnOnce(PathKey, HashAlgorithm) -> Arc<[Chunk]>) -> CatalogEntry {
         if self.entry.is_chunked() {
-            let chunks = chunks(self.key);
+            let chunks = chunks(self.key, self.algorithm);
             // `cvmfs_server` can be set to store a chunked file as a whole object as well.
             if !chunks.is_empty() || self.entry.content.is_none() {
                 self.entry.content = Some(ContentObjects::Chunks(chunks));
@@ -380,11 +383,11 @@ impl StoredRow {
 
 fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredRow> {
     let hardlinks: i64 = row.get(2)?;
-    let hash: Option<[u8; 20]> = row.get(3)?;
+    let (hash, algorithm): (Option<[u8; 20]>, _) = (row.get(3)?, algorithm(row, 7)?);
     let entry = CatalogEntry {
         link_group: (hardlinks >> 32) as u32,
         link_count: hardlinks as u32,
-        content: hash.map(|hash| ContentObjects::Whole(hash.into())),
+        content: hash.map(|hash| ContentObjects::Whole(ObjectHash::new(algorithm, hash))),
         size: row.get(4)?,
         mode: row.get(5)?,
         mtime: row.get(6)?,
@@ -399,7 +402,16 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredRow> {
     if let Some(fault) = entry.fault() {
         return Err(wrong_value(5, Type::Integer, fault));
     }
-    Ok(StoredRow { key: (row.get(0)?, row.get(1)?), name: text(row, 8)?.to_vec(), entry })
+    Ok(StoredRow { key: (row.get(0)?, row.get(1)?), name: text(row, 8)?.to_vec(), entry, algorithm })
+}
+
+/// Reads the hash algorithm from the flags in a column.
+fn algorithm(row: &Row<'_>, column: usize) -> rusqlite::Result<HashAlgorithm> {
+    let flags = row.get(column)?;
+    // Clients end with a failed assertion, even if the row has no hash.
+    let unknown =
+        || wrong_value(column, Type::Integer, format!("the hash algorithm in the flags {flags} is not known"));
+    hash_algorithm(flags).ok_or_else(unknown)
 }
 
 /// Returns whether a name is a valid file name: one path component of at most 255 bytes.
@@ -407,9 +419,8 @@ fn is_component(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.iter().any(|byte| b"/\0".contains(byte))
 }
 
-fn read_chunk(row: &Row<'_>) -> rusqlite::Result<Chunk> {
-    let hash: [u8; 20] = row.get(2)?;
-    Ok(Chunk { offset: row.get(0)?, size: row.get(1)?, hash: hash.into() })
+fn read_chunk(row: &Row<'_>, algorithm: HashAlgorithm) -> rusqlite::Result<Chunk> {
+    Ok(Chunk { offset: row.get(0)?, size: row.get(1)?, hash: ObjectHash::new(algorithm, row.get(2)?) })
 }
 
 fn read_reference_with_path(row: &Row<'_>) -> rusqlite::Result<(Vec<u8>, CatalogReference)> {

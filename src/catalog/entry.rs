@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::bits::{
-    CHUNKED, DIRECTORY, EXTERNAL, FILE, HASH_ALGORITHM, HIDDEN, NESTED_ROOT, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO,
-    S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED,
+    CHUNKED, DIRECTORY, EXTERNAL, FILE, HIDDEN, NESTED_ROOT, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT,
+    S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED, hash_flags,
 };
 use super::xattr;
 use crate::layer::DeviceNumber;
@@ -101,10 +101,11 @@ impl CatalogEntry {
     pub fn of_file(metadata: &Metadata, size: u64, content: &Content) -> Self {
         let chunked = if matches!(content.objects, ContentObjects::Chunks(_)) { CHUNKED } else { 0 };
         let uncompressed = if content.raw { UNCOMPRESSED } else { 0 };
+        let algorithm = content.objects.algorithm().map_or(0, hash_flags);
         Self {
             size: size.cast_signed(),
             content: Some(content.objects.clone()),
-            ..Self::new(metadata, S_IFREG, FILE | chunked | uncompressed)
+            ..Self::new(metadata, S_IFREG, FILE | chunked | uncompressed | algorithm)
         }
     }
 
@@ -254,12 +255,10 @@ impl CatalogEntry {
 
     /// Returns the objects with the content of a regular file and how they are stored.
     ///
-    /// Returns `None` if the row is not a regular file, or if strata cannot read the objects: the content is external, or the objects
-    /// are named by another hash algorithm than SHA-1.
+    /// Returns `None` if the row is not a regular file, or if its content is external.
     pub fn file_content(&self) -> Option<Content> {
-        // External files have no object, and other algorithms have other names for the same bytes.
-        let is_foreign = self.flags & (HASH_ALGORITHM | EXTERNAL) != 0;
-        let objects = self.content.clone().filter(|_| self.is_regular() && !is_foreign)?;
+        // External files have no object.
+        let objects = self.content.clone().filter(|_| self.is_regular() && !self.is_external())?;
         Some(Content { raw: self.flags & UNCOMPRESSED != 0, objects })
     }
 
@@ -336,6 +335,7 @@ fn replace(text: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::{Chunk, HashAlgorithm};
 
     #[test]
     fn flags_have_the_values_that_clients_expect() {
@@ -350,6 +350,10 @@ mod tests {
         assert_eq!(flags(content(false, whole())), 4);
         assert_eq!(flags(content(true, whole())), 2052);
         assert_eq!(flags(content(false, ContentObjects::Chunks(Arc::new([])))), 68);
+        let shake = HashAlgorithm::Shake128.hash(b"");
+        assert_eq!(flags(content(false, ContentObjects::Whole(shake))), 0x204);
+        let chunk = Chunk { offset: 0, size: 1, hash: HashAlgorithm::Ripemd160.hash(b"") };
+        assert_eq!(flags(content(false, ContentObjects::Chunks([chunk].into()))), 68 | 0x100);
         assert_eq!(CatalogEntry::of_symlink(&metadata, b"t").flags, 12);
         let fifo = Leaf { metadata, kind: LeafKind::Fifo };
         assert_eq!((CatalogEntry::of_leaf(&fifo).flags, CatalogEntry::of_leaf(&fifo).mode), (20, 0o10755));

@@ -2,15 +2,12 @@
 
 use std::fmt;
 
-use crate::catalog::audit::{Algorithm, split_hash};
-use crate::image::{hex, unhex};
 use crate::object::{ObjectHash, ObjectKind};
 
-/// The name of an object, with any hash algorithm and kind.
+/// The name of an object of any kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct ObjectName {
-    digest: [u8; 20],
-    pub(super) algorithm: Algorithm,
+    hash: ObjectHash,
     /// The letter after the hash, or 0 if the name has no letter.
     letter: u8,
 }
@@ -20,47 +17,39 @@ pub(super) struct ObjectName {
 const LETTERS: &[u8] = b"CHPXML";
 
 impl ObjectName {
-    /// Creates the name from the hash in a catalog row.
-    pub(super) fn new(digest: [u8; 20], algorithm: Algorithm, kind: ObjectKind) -> Self {
-        Self { digest, algorithm, letter: kind.suffix().bytes().next().unwrap_or(0) }
-    }
-
-    /// Creates the name from a SHA-1 hash.
+    /// Creates the name of an object.
     pub(super) fn of(hash: ObjectHash, kind: ObjectKind) -> Self {
-        Self::new(*hash.as_bytes(), Algorithm::Sha1, kind)
+        Self { hash, letter: kind.suffix().bytes().next().unwrap_or(0) }
     }
 
     /// Parses the text of a hash, which never includes the letter.
     pub(super) fn of_text(text: &str, kind: ObjectKind) -> Option<Self> {
-        let (digits, algorithm) = split_hash(text)?;
-        Some(Self::new(unhex(digits.as_bytes())?, algorithm, kind))
+        Some(Self::of(text.parse().ok()?, kind))
     }
 
     /// Parses the name of a file in the directory `data/<directory>`.
     pub(super) fn of_file(directory: u8, file: &str) -> Option<Self> {
         let letter = file.bytes().last().filter(|letter| LETTERS.contains(letter));
-        let (digits, algorithm) = split_hash(&file[..file.len() - usize::from(letter.is_some())])?;
-        let mut digest = [directory; 20];
-        digest[1..].copy_from_slice(&unhex::<19>(digits.as_bytes())?);
-        Some(Self { digest, algorithm, letter: letter.unwrap_or(0) })
+        let hash = &file[..file.len() - usize::from(letter.is_some())];
+        let hash = format!("{directory:02x}{hash}").parse().ok()?;
+        Some(Self { hash, letter: letter.unwrap_or(0) })
     }
 
     /// Returns the number of the directory below `data/` that contains the object.
     pub(super) fn directory(self) -> u8 {
-        self.digest[0]
+        self.hash.as_bytes()[0]
     }
 
-    /// Returns the hash if it is SHA-1, the only algorithm that strata can compute.
-    pub(super) fn hash(self) -> Option<ObjectHash> {
-        (self.algorithm == Algorithm::Sha1).then(|| self.digest.into())
+    /// Returns the hash.
+    pub(super) fn hash(self) -> ObjectHash {
+        self.hash
     }
 }
 
 /// Writes the path of the object relative to the storage directory.
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = hex(&self.digest);
-        write!(f, "data/{}/{}{}", &digits[..2], &digits[2..], self.algorithm.suffix())?;
+        f.write_str(&self.hash.path(ObjectKind::File))?;
         if self.letter == 0 { Ok(()) } else { write!(f, "{}", char::from(self.letter)) }
     }
 }
@@ -68,6 +57,7 @@ impl fmt::Display for ObjectName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::HashAlgorithm;
 
     #[test]
     fn file_names_round_trip() {
@@ -88,8 +78,9 @@ mod tests {
     fn text_of_a_hash_has_no_letter() {
         let text = ObjectHash::of(b"").to_string();
         let catalog = ObjectName::of_text(&text, ObjectKind::Catalog).unwrap();
-        assert_eq!((catalog.hash(), catalog.to_string().pop()), (Some(ObjectHash::of(b"")), Some('C')));
+        assert_eq!((catalog.hash(), catalog.to_string().pop()), (ObjectHash::of(b""), Some('C')));
         assert_eq!(ObjectName::of_text(&format!("{text}C"), ObjectKind::Catalog), None);
-        assert_eq!(ObjectName::of_text(&format!("{text}-shake128"), ObjectKind::File).unwrap().hash(), None);
+        let shake = ObjectName::of_text(&format!("{text}-shake128"), ObjectKind::File).unwrap().hash();
+        assert_eq!(shake.algorithm(), HashAlgorithm::Shake128);
     }
 }

@@ -136,7 +136,6 @@ impl Check<'_> {
         examiner: &mut Examiner,
     ) -> Vec<ObjectFault> {
         let name = group[0].name;
-        self.warn_of_algorithm(name.algorithm);
         let is_bare = |reference: &Reference| reference.form == StoredForm::Raw && reference.size == 0;
         match stored {
             None => vec![fault(group, "an object", NOTHING.to_owned())],
@@ -168,10 +167,10 @@ impl Check<'_> {
         let name = stored.name.to_string();
         let missing = || StoreError::Missing { address: self.store.address(&name) };
         let file = self.store.open(&name)?.ok_or_else(missing)?;
-        let examined = examiner.examine(file, is_packed);
+        let examined = examiner.examine(file, stored.name.hash().algorithm(), is_packed);
         let examined = examined.map_err(|source| StoreError::Read { address: self.store.address(&name), source })?;
         self.progress.read.fetch_add(stored.bytes, Ordering::Relaxed);
-        if stored.name.hash().is_some_and(|hash| hash != examined.hash) {
+        if stored.name.hash() != examined.hash {
             return Ok(vec![fault(group, ITS_HASH, examined.hash.to_string())]);
         }
         let mut faults = Vec::new();

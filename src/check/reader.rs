@@ -5,14 +5,12 @@ use std::io::{self, Read};
 use std::sync::atomic::Ordering;
 
 use flate2::{Decompress, FlushDecompress, Status};
-use sha1::{Digest as _, Sha1};
 
 use super::Check;
 use super::finding::Location;
 use super::name::ObjectName;
-use crate::catalog::audit::Algorithm;
 use crate::message::causes;
-use crate::object::{DecodeError, ObjectHash, SizeLimit, decode_alone};
+use crate::object::{DecodeError, HashAlgorithm, ObjectHash, SizeLimit, decode_alone};
 use crate::store::StoreError;
 
 /// Finding text: the expected bytes of an object.
@@ -67,9 +65,8 @@ impl Check<'_> {
     pub(super) fn read_object(&self, name: ObjectName, location: &Location, limit: SizeLimit) -> Option<Vec<u8>> {
         let stored = self.read_stored(location, &name.to_string(), "a readable object", limit.stored())?;
         self.progress.read.fetch_add(stored.len() as u64, Ordering::Relaxed);
-        self.warn_of_algorithm(name.algorithm);
-        let actual = ObjectHash::of(&stored);
-        if name.hash().is_some_and(|hash| hash != actual) {
+        let actual = name.hash().algorithm().hash(&stored);
+        if name.hash() != actual {
             self.findings.note(location, ITS_HASH, actual);
             return None;
         }
@@ -84,14 +81,6 @@ impl Check<'_> {
             Err(error) => self.findings.note(location, WHOLE_STREAM, causes(&error)),
         }
         None
-    }
-
-    /// Adds a warning that objects of this algorithm cannot be verified. The warning is printed only once.
-    pub(super) fn warn_of_algorithm(&self, algorithm: Algorithm) {
-        if algorithm != Algorithm::Sha1 {
-            let name = &algorithm.suffix()[1..];
-            self.warn(format!("strata cannot compute {name} hashes, so objects with such names are not verified"));
-        }
     }
 }
 
@@ -125,9 +114,14 @@ impl Examiner {
         Self { input: vec![0; BUFFER_SIZE], stream: StreamCounter::new() }
     }
 
-    /// Reads an object. The bytes are decompressed only if `is_packed`.
-    pub(super) fn examine(&mut self, mut file: impl Read, is_packed: bool) -> io::Result<Examined> {
-        let mut sha1 = Sha1::new();
+    /// Reads an object, and computes its hash with `algorithm`. The bytes are decompressed only if `is_packed`.
+    pub(super) fn examine(
+        &mut self,
+        mut file: impl Read,
+        algorithm: HashAlgorithm,
+        is_packed: bool,
+    ) -> io::Result<Examined> {
+        let mut hasher = algorithm.hasher();
         self.stream.reset();
         loop {
             let length = match file.read(&mut self.input) {
@@ -136,12 +130,12 @@ impl Examiner {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            sha1.update(&self.input[..length]);
+            hasher.update(&self.input[..length]);
             if is_packed {
                 self.stream.feed(&self.input[..length]);
             }
         }
-        Ok(Examined { hash: <[u8; 20]>::from(sha1.finalize()).into(), unpacked: self.stream.end() })
+        Ok(Examined { hash: hasher.finish(), unpacked: self.stream.end() })
     }
 }
 

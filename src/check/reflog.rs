@@ -15,7 +15,7 @@ impl Check<'_> {
     /// Checks that the reflog is intact and contains all objects to which the manifest refers.
     pub(super) fn check_reflog(&self, manifest: &RepositoryManifest) {
         let Some(bytes) = self.read_file(REFLOG, REFLOG_LIMIT) else { return };
-        self.compare_reflog(ObjectHash::of(&bytes), manifest);
+        self.compare_reflog(&bytes, manifest);
         let location = Location::file(REFLOG);
         let reflog = match AuditedReflog::read(bytes) {
             Ok(reflog) => reflog,
@@ -48,14 +48,15 @@ impl Check<'_> {
 
     /// Compares the reflog with the hashes that the manifest and `cvmfs_server` record for it. These may validly be
     /// outdated, so a difference is only a warning.
-    fn compare_reflog(&self, actual: ObjectHash, manifest: &RepositoryManifest) {
-        if manifest.reflog.is_some_and(|stated| stated != actual) {
+    fn compare_reflog(&self, bytes: &[u8], manifest: &RepositoryManifest) {
+        let differs = |stated: ObjectHash| stated != stated.algorithm().hash(bytes);
+        if manifest.reflog.is_some_and(differs) {
             self.warn(format!(
                 "{REFLOG} has another hash than the manifest states (field Y): a garbage collection rewrote it, or a publisher \
                  was killed; the next publication corrects this"
             ));
         }
-        if self.repository.reflog_checksum.is_some_and(|stated| stated != actual) {
+        if self.repository.reflog_checksum.is_some_and(differs) {
             self.warn(format!(
                 "{REFLOG} has another hash than cvmfs_server expects (reflog.chksum); the next publication corrects this, or \
                  cvmfs_server check -r"

@@ -10,10 +10,10 @@ use super::reference::{Reference, StoredForm};
 use super::scope::Scope;
 use crate::catalog::Counters;
 use crate::catalog::audit::{
-    Algorithm, AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, FileKind, RowVisitor, Severity, Walk,
+    AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, FileKind, RowVisitor, Severity, Walk,
 };
-use crate::catalog::bits::{EXTERNAL, UNCOMPRESSED};
-use crate::object::ObjectKind;
+use crate::catalog::bits::{EXTERNAL, UNCOMPRESSED, hash_algorithm};
+use crate::object::{ObjectHash, ObjectKind};
 
 /// The rows of a catalog that is being checked.
 pub(super) struct CheckedRows<'w> {
@@ -60,14 +60,14 @@ impl CheckedRows<'_> {
     }
 
     fn add_content(&self, path: &[u8], row: &AuditedRow, chunks: &[AuditedChunk]) {
-        let Some(algorithm) = Algorithm::of_flags(row.flags) else { return };
+        let Some(algorithm) = hash_algorithm(row.flags) else { return };
         // An external file has no object: clients fetch it from another URL.
         if row.flags & EXTERNAL != 0 || !self.scope.holds(path) {
             return;
         }
         let form = if row.flags & UNCOMPRESSED != 0 { StoredForm::Raw } else { StoredForm::Packed };
         let refer = |hash: Option<&[u8]>, size: i64, kind| {
-            let name = ObjectName::new(hash?.try_into().ok()?, algorithm, kind);
+            let name = ObjectName::of(ObjectHash::new(algorithm, hash?.try_into().ok()?), kind);
             Some(Reference { name, form, size: size.cast_unsigned(), catalog: self.number, row: row.rowid })
         };
         let mut references = self.references.borrow_mut();

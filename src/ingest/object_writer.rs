@@ -97,7 +97,8 @@ impl<'a> ObjectWriter<'a> {
         let _identifying = span!("content hash", plain.len());
         let encoder = self.ingest.compression.encoder_id().0;
         // One core hashes 7 GB/s with BLAKE3 and 1.5 GB/s with SHA-1, and all content must be hashed, known or not.
-        ContentKey { blake3: *blake3::hash(plain).as_bytes(), size: plain.len() as u64, is_chunk, encoder }
+        let (blake3, algorithm) = (*blake3::hash(plain).as_bytes(), self.ingest.staging.algorithm());
+        ContentKey { blake3, size: plain.len() as u64, is_chunk, encoder, algorithm }
     }
 
     fn store_bytes(

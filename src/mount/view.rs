@@ -26,8 +26,8 @@ pub(super) enum AnswerError {
     /// Content cannot be read.
     #[error(transparent)]
     Content(#[from] ReadContentError),
-    /// The content is not stored in this repository, or strata cannot compute its hashes.
-    #[error("the content is stored outside of the repository, or its objects are not named by SHA-1")]
+    /// The content is not stored in this repository.
+    #[error("the content is stored outside of the repository")]
     Foreign,
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::ObjectHash;
+use super::{HashAlgorithm, ObjectHash};
 
 /// The objects that store the content of one regular file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -20,7 +20,8 @@ pub struct Content {
 pub enum ContentObjects {
     /// One object of kind [`File`](super::ObjectKind::File).
     Whole(ObjectHash),
-    /// Objects of kind [`Chunk`](super::ObjectKind::Chunk), in order, that cover the file without gap or overlap.
+    /// Objects of kind [`Chunk`](super::ObjectKind::Chunk), in order, that cover the file without gap or overlap. The names of
+    /// all of them have the same hash algorithm.
     Chunks(Arc<[Chunk]>),
     /// No object: the content is in a temporary file. Such a file is never published.
     Unstored {
@@ -29,6 +30,17 @@ pub enum ContentObjects {
         /// Offset of the content in that file in bytes.
         offset: u64,
     },
+}
+
+impl ContentObjects {
+    /// Returns the hash algorithm of the objects, or `None` if there is no object.
+    pub fn algorithm(&self) -> Option<HashAlgorithm> {
+        match self {
+            Self::Whole(hash) => Some(hash.algorithm()),
+            Self::Chunks(chunks) => chunks.first().map(|chunk| chunk.hash.algorithm()),
+            Self::Unstored { .. } => None,
+        }
+    }
 }
 
 /// A stored part of a large file.

@@ -3,6 +3,7 @@
 //! An object is named by the hash of its *stored* bytes, so the same content with two encodings is two objects. Therefore every
 //! encoder here must produce the same bytes for the same content on every machine and with any number of threads.
 
+mod algorithm;
 mod chunk;
 mod content;
 mod encode;
@@ -13,6 +14,7 @@ mod inflate;
 mod size_limit;
 mod zlib;
 
+pub use algorithm::{HashAlgorithm, ObjectHasher, ParseAlgorithmError};
 pub use chunk::{ChunkSizes, Chunker};
 pub use content::{Chunk, Content, ContentObjects};
 pub use encode::{Compression, DecodeError, Encoder, EncoderId, decode, decode_alone};

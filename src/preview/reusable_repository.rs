@@ -57,6 +57,7 @@ impl ReusableRepository {
             size: plain.len() as u64,
             is_chunk: false,
             encoder: compression.encoder_id().0,
+            algorithm: self.head.manifest().root_catalog.algorithm(),
         };
         let found = self.state.objects(&[key]).map_err(DirectoryError::from)?;
         let Some(found) = found[0] else { return Ok(None) };

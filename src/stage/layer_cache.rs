@@ -51,7 +51,7 @@ impl LayerCache {
     /// Opens the cache in `directory` and starts its thread. Files that were written with other `settings` are not used.
     pub(super) fn open(directory: PathBuf, settings: &str, staging: &Arc<Staging>) -> Self {
         delete_expired(&directory);
-        let header = format!("layer 2 {} {settings}\n", env!("CARGO_PKG_VERSION"));
+        let header = format!("layer 3 {} {settings}\n", env!("CARGO_PKG_VERSION"));
         let (sender, receiver) = mpsc::channel();
         let (place, store) = (directory.clone(), Arc::clone(staging));
         let thread = thread::Builder::new().spawn(move || write(&place, &store, &receiver)).ok();

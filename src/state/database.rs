@@ -15,7 +15,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transac
 use crate::catalog::{CatalogReference, forbid_execution};
 use crate::file::is_absence;
 use crate::image::{DiffId, Digest};
-use crate::object::ObjectHash;
+use crate::object::{HashAlgorithm, ObjectHash};
 use crate::observer::Reporter;
 
 /// Hint for a damaged state database.
@@ -99,6 +99,15 @@ pub struct ContentKey {
     pub is_chunk: bool,
     /// Number of the encoder, including its version and level.
     pub encoder: u8,
+    /// The hash algorithm of the object's name.
+    pub algorithm: HashAlgorithm,
+}
+
+impl ContentKey {
+    /// Returns the value of the column `encoder`. Rows of versions that knew only SHA-1 remain valid.
+    fn encoder_column(&self) -> u32 {
+        u32::from(self.encoder) | u32::from(self.algorithm.number()) << 8
+    }
 }
 
 /// The object in which some content is stored.
@@ -266,12 +275,12 @@ impl StateDatabase {
             let mut select = transaction.prepare_cached(
                 "SELECT object, length FROM content WHERE key = ? AND size = ? AND kind = ? AND encoder = ?",
             )?;
-            let object = |row: &Row<'_>| {
-                let length: Option<u32> = row.get(1)?;
-                Ok(KnownObject { hash: row.get::<_, [u8; 20]>(0)?.into(), length: length.and_then(NonZeroU32::new) })
-            };
             let mut find = |key: &ContentKey| {
-                select.query_row(params![key.blake3, key.size, key.is_chunk, key.encoder], object).optional()
+                let object = |row: &Row<'_>| {
+                    let (hash, length): (_, Option<u32>) = (ObjectHash::new(key.algorithm, row.get(0)?), row.get(1)?);
+                    Ok(KnownObject { hash, length: length.and_then(NonZeroU32::new) })
+                };
+                select.query_row(params![key.blake3, key.size, key.is_chunk, key.encoder_column()], object).optional()
             };
             keys.iter().map(&mut find).collect()
         })
@@ -287,7 +296,7 @@ impl StateDatabase {
         self.with(|connection| connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM content)", [], |row| row.get(0)))
     }
 
-    /// Adds entries to the content index.
+    /// Adds entries to the content index. The name of each object must have the algorithm of its key.
     pub fn add_objects(&self, objects: &[(ContentKey, KnownObject)]) -> Result<(), StateError> {
         if self.is_read_only {
             return Ok(());
@@ -299,8 +308,9 @@ impl StateDatabase {
                     "INSERT OR REPLACE INTO content (key, size, kind, encoder, object, length) VALUES (?, ?, ?, ?, ?, ?)",
                 )?;
                 for (key, object) in objects {
+                    debug_assert_eq!(key.algorithm, object.hash.algorithm());
                     let (hash, length) = (object.hash.as_bytes(), object.length());
-                    insert.execute(params![key.blake3, key.size, key.is_chunk, key.encoder, hash, length])?;
+                    insert.execute(params![key.blake3, key.size, key.is_chunk, key.encoder_column(), hash, length])?;
                 }
             }
             transaction.commit()

@@ -174,12 +174,13 @@ fn key_prefix(key: &ContentKey) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::HashAlgorithm;
     use crate::observer::Reporter;
     use crate::store::DirectoryStore;
 
     fn key(number: u64) -> ContentKey {
         let blake3 = *blake3::hash(&number.to_le_bytes()).as_bytes();
-        ContentKey { blake3, size: 8, is_chunk: false, encoder: 1 }
+        ContentKey { blake3, size: 8, is_chunk: false, encoder: 1, algorithm: HashAlgorithm::Sha1 }
     }
 
     #[test]

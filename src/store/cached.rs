@@ -90,7 +90,7 @@ impl CachedStore {
     fn cached(&self, path: &str, limit: u64, hash: ObjectHash) -> Option<Vec<u8>> {
         let file = self.directory.join(path);
         let bytes = read_regular_up_to(limit, &file).ok()??;
-        if ObjectHash::of(&bytes) == hash {
+        if hash.algorithm().hash(&bytes) == hash {
             self.note_use(path, bytes.len() as u64);
             return Some(bytes);
         }
@@ -102,7 +102,7 @@ impl CachedStore {
     fn open_cached(&self, path: &str, hash: ObjectHash) -> Option<File> {
         let file = self.directory.join(path);
         let mut opened = open_regular(&file).ok()?;
-        if hash_of(&mut opened).is_ok_and(|actual| actual == hash) && opened.rewind().is_ok() {
+        if hash_of(hash.algorithm(), &mut opened).is_ok_and(|actual| actual == hash) && opened.rewind().is_ok() {
             self.note_use(path, opened.metadata().ok()?.len());
             return Some(opened);
         }
@@ -223,7 +223,9 @@ impl Store for CachedStore {
         }
         let read_error = |source| StoreError::Read { address: self.address(&hash.path(kind)), source };
         let (mut file, size) = self.copy(&path, self.store.open_object(hash, kind)?).map_err(read_error)?;
-        let actual = hash_of(&mut file).and_then(|actual| file.rewind().map(|()| actual)).map_err(read_error)?;
+        let actual = hash_of(hash.algorithm(), &mut file)
+            .and_then(|actual| file.rewind().map(|()| actual))
+            .map_err(read_error)?;
         if actual != hash {
             return Err(self.damaged(hash, kind, actual));
         }

@@ -4,10 +4,9 @@ use std::error::Error;
 use std::io::{self, BufReader, Read};
 
 use libdeflater::{DecompressionError, Decompressor};
-use sha1::{Digest as _, Sha1};
 
 use super::StoreError;
-use crate::object::{ObjectHash, ObjectKind};
+use crate::object::{HashAlgorithm, ObjectHash, ObjectHasher, ObjectKind};
 
 /// Errors from reading the content of a file.
 #[derive(Debug, thiserror::Error)]
@@ -87,14 +86,14 @@ pub(super) fn decompress(object: ContentObject, stored: Vec<u8>) -> Result<Vec<u
     }
 }
 
-/// Reads the stored bytes of an object to their end, and passes its content to `receive`. Returns the hash of the stored bytes, and
-/// whether the content is what the catalog states.
+/// Reads the stored bytes of an object to their end, and passes its content to `receive`. Returns the hash of the stored bytes, by
+/// the algorithm of the object's name, and whether the content is what the catalog states.
 pub(super) fn stream(
     object: ContentObject,
     stored: impl Read,
     receive: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<(ObjectHash, Result<(), ContentError>), ContentError> {
-    let mut stored = HashingReader { stored, sha1: Sha1::new() };
+    let mut stored = HashingReader { stored, hasher: object.hash.algorithm().hasher() };
     let unpacked = unpack(object, &mut stored, receive);
     // The hash covers the whole object, so the rest after the content, or after the damage, is read too.
     io::copy(&mut stored, &mut io::sink()).map_err(|source| object.unpack_error(source))?;
@@ -103,14 +102,14 @@ pub(super) fn stream(
         Ok(_) => Err(object.wrong_size()),
         Err(source) => Err(object.unpack_error(source)),
     };
-    Ok((stored.hash(), content))
+    Ok((stored.hasher.finish(), content))
 }
 
 /// Returns the hash of all bytes.
-pub(super) fn hash_of(stored: impl Read) -> io::Result<ObjectHash> {
-    let mut stored = HashingReader { stored, sha1: Sha1::new() };
+pub(super) fn hash_of(algorithm: HashAlgorithm, stored: impl Read) -> io::Result<ObjectHash> {
+    let mut stored = HashingReader { stored, hasher: algorithm.hasher() };
     io::copy(&mut stored, &mut io::sink())?;
-    Ok(stored.hash())
+    Ok(stored.hasher.finish())
 }
 
 /// Decompresses an object, passes its content to `receive`, and returns the number of passed bytes. Stops after one byte more
@@ -148,19 +147,13 @@ fn pass_on(mut plain: impl Read, receive: &mut dyn FnMut(&[u8]) -> io::Result<()
 /// Computes the hash of all bytes that are read.
 struct HashingReader<R> {
     stored: R,
-    sha1: Sha1,
-}
-
-impl<R> HashingReader<R> {
-    fn hash(self) -> ObjectHash {
-        ObjectHash::from(<[u8; 20]>::from(self.sha1.finalize()))
-    }
+    hasher: ObjectHasher,
 }
 
 impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.stored.read(buffer)?;
-        self.sha1.update(&buffer[..length]);
+        self.hasher.update(&buffer[..length]);
         Ok(length)
     }
 }

@@ -143,7 +143,7 @@ impl DirectoryStore {
             Err(error) => return Err(StoreError::io("read", &path)(error)),
         };
         // A zlib stream of no content still has 8 bytes, so only an uncompressed object can be empty.
-        let is_object = metadata.is_file() && (metadata.len() > 0 || hash == ObjectHash::of(b""));
+        let is_object = metadata.is_file() && (metadata.len() > 0 || hash == hash.algorithm().hash(b""));
         Ok(is_object.then_some((path, metadata)))
     }
 

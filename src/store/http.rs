@@ -271,7 +271,7 @@ enum Opened {
 
 /// Returns whether a file may have this name: the bytes of an object must match the hash in its name.
 fn is_named(name: &str, bytes: &[u8]) -> bool {
-    hash_in(name).is_none_or(|hash| ObjectHash::of(bytes) == hash)
+    hash_in(name).is_none_or(|hash| hash.algorithm().hash(bytes) == hash)
 }
 
 /// Returns the hash in the name of an object.
@@ -359,6 +359,7 @@ mod tests {
 
     use super::*;
     use crate::http::testing::{Drip, ReceivedRequest, Reply, Server};
+    use crate::object::{HashAlgorithm, ObjectKind};
     use crate::store::contract::{assert_reads, files};
 
     const LIMITS: TimeLimits = TimeLimits {
@@ -387,6 +388,17 @@ mod tests {
 
     fn is_object(asked: &ReceivedRequest) -> bool {
         asked.target.contains("/data/")
+    }
+
+    #[test]
+    fn bytes_are_compared_with_the_hash_of_any_algorithm_in_their_name() {
+        for algorithm in HashAlgorithm::ALL {
+            for kind in [ObjectKind::File, ObjectKind::Catalog] {
+                let name = algorithm.hash(b"bytes").path(kind);
+                assert!(is_named(&name, b"bytes") && !is_named(&name, b"other"), "{name}");
+            }
+        }
+        assert!(is_named(".cvmfspublished", b"any"));
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// that of an empty file which is stored uncompressed.
     fn stored_size(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
         // A zlib stream of no content still has 8 bytes, so only an uncompressed object can be empty.
-        let is_object = |size: &u64| *size > 0 || hash == ObjectHash::of(b"");
+        let is_object = |size: &u64| *size > 0 || hash == hash.algorithm().hash(b"");
         Ok(self.head(&hash.path(kind))?.filter(is_object))
     }
 
@@ -87,7 +87,7 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn read_up_to(&self, limit: u64, hash: ObjectHash, kind: ObjectKind) -> Result<Vec<u8>, StoreError> {
         let name = hash.path(kind);
         let bytes = self.get(&name, limit)?.ok_or_else(|| StoreError::Missing { address: self.address(&name) })?;
-        match ObjectHash::of(&bytes) {
+        match hash.algorithm().hash(&bytes) {
             actual if actual == hash => Ok(bytes),
             actual => Err(self.damaged(hash, kind, actual)),
         }
@@ -121,6 +121,7 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Returns whether the bytes of an object match its name. An object that cannot be read does not match.
     fn is_intact(&self, hash: ObjectHash, kind: ObjectKind) -> bool {
-        self.open_object(hash, kind).is_ok_and(|stored| content::hash_of(stored).is_ok_and(|actual| actual == hash))
+        self.open_object(hash, kind)
+            .is_ok_and(|stored| content::hash_of(hash.algorithm(), stored).is_ok_and(|actual| actual == hash))
     }
 }

@@ -24,7 +24,7 @@ use super::directory_states::ObjectDirectoryStates;
 use super::file_system::{is_synced_as_a_whole, probe, sync_each};
 use super::runs::{create_run_directory, delete_dead_runs};
 use super::{DirectoryStore, Store as _, StoreError};
-use crate::object::{Compression, Content, ContentObjects, Encoder, ObjectHash, ObjectKind, SizeLimit};
+use crate::object::{Compression, Content, ContentObjects, Encoder, HashAlgorithm, ObjectHash, ObjectKind, SizeLimit};
 use crate::span::span;
 
 /// Bytes that are collected before a batch is synced and moved.
@@ -43,6 +43,8 @@ const LOOKUPS_PER_HIT: u64 = 64;
 #[derive(Debug)]
 pub struct Staging {
     store: DirectoryStore,
+    /// The hash algorithm of the names of new objects.
+    algorithm: HashAlgorithm,
     directory: PathBuf,
     /// The run directory, kept locked so that other runs see that this one is alive.
     _alive: File,
@@ -172,6 +174,7 @@ impl Staging {
         let (written, full, compares_bytes) = Default::default();
         Ok(Self {
             store: store.clone(),
+            algorithm: HashAlgorithm::default(),
             directory,
             _alive: alive,
             state,
@@ -181,6 +184,18 @@ impl Staging {
             compares_bytes,
             is_synced_as_a_whole,
         })
+    }
+
+    /// Returns the same run, which names new objects by `algorithm`. Without this, it names them by SHA-1.
+    #[must_use]
+    pub fn with_algorithm(mut self, algorithm: HashAlgorithm) -> Self {
+        self.algorithm = algorithm;
+        self
+    }
+
+    /// Returns the hash algorithm of the names of new objects.
+    pub fn algorithm(&self) -> HashAlgorithm {
+        self.algorithm
     }
 
     /// From now on, compares the bytes of every object that is found in the store with its name. A damaged object counts as
@@ -320,7 +335,7 @@ impl Staging {
     pub fn put_stored(&self, kind: ObjectKind, stored: &[u8]) -> Result<ObjectHash, StoreError> {
         let hash = {
             let _hashing = span!("object hash", stored.len());
-            ObjectHash::of(stored)
+            self.algorithm.hash(stored)
         };
         self.put(hash, kind, stored)?;
         Ok(hash)

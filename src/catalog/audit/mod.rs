@@ -3,7 +3,6 @@
 //! [`Catalog`](super::Catalog) refuses an invalid database. Here a value of a wrong type, a missing table or a damaged page becomes a
 //! [`Fault`], and reading continues. Only a file that SQLite cannot open at all is an error.
 
-mod algorithm;
 mod catalog;
 mod database;
 mod indexes;
@@ -13,7 +12,6 @@ mod rules;
 mod sound;
 mod walk;
 
-pub(crate) use algorithm::{Algorithm, split_hash};
 pub use catalog::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, paths_of_rows};
 pub use database::Fault;
 pub use references::{AuditedBranch, AuditedHistory, AuditedReflog, AuditedTag};

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use super::algorithm::Algorithm;
 use super::walk::{RowVisitor, Severity};
 use super::{AuditedCatalog, AuditedRow};
 use crate::catalog::bits::{
     BIND_MOUNTPOINT, CHUNKED, DIRECT_IO, DIRECTORY, EXTERNAL, FILE, HASH_ALGORITHM, HIDDEN, NESTED_ROOT, S_IFBLK,
     S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED,
+    hash_algorithm,
 };
 use crate::message::escape;
 
@@ -146,8 +146,9 @@ fn check_hash(hash: Option<&[u8]>, row: &AuditedRow, kind: FileKind, findings: &
         (Some(_), _) => findings.note("no hash, because the entry is not a regular file", "a hash"),
         (None, _) => {}
     }
-    if kind == FileKind::Regular && Algorithm::of_flags(row.flags).is_none() {
-        findings.note("a known hash algorithm in the flags", format_args!("{}", row.flags >> 8 & 7));
+    if kind == FileKind::Regular && hash_algorithm(row.flags).is_none() {
+        findings
+            .note("a known hash algorithm in the flags", format_args!("number {}", (row.flags & HASH_ALGORITHM) >> 8));
     }
 }
 

@@ -8,12 +8,12 @@ use std::fmt::Display;
 
 use md5::{Digest as _, Md5};
 
-use super::algorithm::is_hash;
 use super::rules::{self, FileKind, RowFindings, RowRelations};
 use super::{AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, Fault};
 use crate::catalog::bits::{BIND_MOUNTPOINT, CHUNKED, EXTERNAL, TRANSITION_POINT};
 use crate::catalog::{Counters, key_of, key_of_hash};
 use crate::message::{escape, show};
+use crate::object::ObjectHash;
 
 /// Maximum plausible size of a catalog in bytes. CVMFS warns of catalogs from 1 GiB on.
 const MAX_CATALOG_SIZE: i64 = 4 << 30;
@@ -304,7 +304,7 @@ impl<'w> Walk<'w> {
             [("nested_catalogs", &self.catalog.nested), ("bind_mountpoints", &self.catalog.bound)]
         {
             for (path, reference) in references {
-                if !is_hash(&reference.hash) {
+                if reference.hash.parse::<ObjectHash>().is_err() {
                     self.note(path, format_args!("a hash in {table}"), &reference.hash);
                 }
                 if !path.strip_prefix(self.mountpoint).is_some_and(|rest| rest.len() > 1 && rest[0] == b'/') {

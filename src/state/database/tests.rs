@@ -6,7 +6,7 @@ use super::*;
 fn content_and_trees_are_found_only_by_their_whole_key() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
-    let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
+    let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2, algorithm: HashAlgorithm::Sha1 };
     let note =
         StoredTreeNote { catalog: CatalogReference { hash: ObjectHash::of(b"c"), size: 9 }, facts: "{}".to_owned() };
     let state = StateDatabase::open(&path, &Reporter::silent()).unwrap();
@@ -78,7 +78,7 @@ fn error_names_the_damaged_database() {
 fn database_of_an_earlier_version_is_upgraded() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
-    let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
+    let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2, algorithm: HashAlgorithm::Sha1 };
     let connection = Connection::open(&path).unwrap();
     let table = "CREATE TABLE content (key BLOB NOT NULL, size INTEGER NOT NULL, kind INTEGER NOT NULL, \
                  encoder INTEGER NOT NULL, object BLOB NOT NULL, PRIMARY KEY (key, size, kind, encoder)) WITHOUT ROWID";
@@ -146,7 +146,7 @@ fn artifact_is_found_by_name_digest_and_platforms() {
 fn views_and_triggers_in_the_database_are_not_executed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.db");
-    let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2 };
+    let key = ContentKey { blake3: [7; 32], size: 5, is_chunk: false, encoder: 2, algorithm: HashAlgorithm::Sha1 };
     let add = || {
         StateDatabase::open(&path, &Reporter::silent())?
             .add_objects(&[(key, KnownObject::new(ObjectHash::of(b"o"), 1))])
