@@ -89,9 +89,8 @@ impl Check<'_> {
             }
             Err(error) => self.findings.note(&location, "a signature by the master key", causes(&error)),
         }
-        if let Some(fingerprint) = certificate.map(Certificate::fingerprint)
-            && !list.fingerprints().contains(&fingerprint)
-        {
+        if let Some(certificate) = certificate.filter(|certificate| !list.lists(certificate)) {
+            let fingerprint = certificate.fingerprint(list.algorithm());
             self.findings.note(
                 &location,
                 format_args!("the certificate's fingerprint {fingerprint}"),

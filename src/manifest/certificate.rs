@@ -10,7 +10,6 @@ use rsa::pkcs1v15::{Signature, SigningKey};
 use rsa::rand_core::CryptoRng;
 use rsa::sha2::Sha256;
 use rsa::{PrivateKey, PublicKey};
-use sha1::{Digest as _, Sha1};
 use x509_cert::TbsCertificate;
 use x509_cert::builder::profile::BuilderProfile;
 use x509_cert::builder::{self, Builder as _, CertificateBuilder};
@@ -24,13 +23,13 @@ use x509_cert::spki::{SubjectPublicKeyInfo, SubjectPublicKeyInfoRef};
 use x509_cert::time::Validity;
 
 use super::RepositoryName;
-use super::letter::{HashTextError, require_sha1};
-use crate::image::unhex;
+use super::letter::{HashTextError, refuse_md5};
 use crate::metadata::Timestamp;
+use crate::object::{HashAlgorithm, ObjectHash};
 
-/// Fingerprint of a certificate: the SHA-1 hash of its DER form, written as `01:23:…:EF`.
+/// Fingerprint of a certificate: the hash of its DER form, written as `01:23:…:EF` or `01:23:…:EF-SHAKE128`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Fingerprint([u8; 20]);
+pub struct Fingerprint(ObjectHash);
 
 impl Fingerprint {
     /// Parses a line of a whitelist. A space, a tab or `#` starts a comment; colons and case are ignored.
@@ -39,19 +38,24 @@ impl Fingerprint {
     pub(super) fn from_line(line: &[u8]) -> Result<Option<Self>, HashTextError> {
         let text = line.split(|b| b" \t#".contains(b)).next().unwrap_or_default();
         let text: Vec<u8> = text.iter().filter(|&&b| b != b':').map(u8::to_ascii_lowercase).collect();
-        // An error, not a comment: otherwise, a list of SHAKE-128 fingerprints would look as if it lacked the certificate.
-        require_sha1(&text)?;
-        Ok(unhex(&text).map(Self))
+        // An error, not a comment: otherwise, a list of MD5 fingerprints would look as if it lacked the certificate.
+        refuse_md5(&text)?;
+        Ok(str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).map(Self))
+    }
+
+    /// Returns the hash algorithm.
+    pub fn algorithm(self) -> HashAlgorithm {
+        self.0.algorithm()
     }
 }
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (position, byte) in self.0.iter().enumerate() {
+        for (position, byte) in self.0.as_bytes().iter().enumerate() {
             let separator = if position == 0 { "" } else { ":" };
             write!(f, "{separator}{byte:02X}")?;
         }
-        Ok(())
+        f.write_str(&self.algorithm().suffix().to_uppercase())
     }
 }
 
@@ -85,7 +89,8 @@ pub enum CertificateError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     pem: Vec<u8>,
-    fingerprint: Fingerprint,
+    // The original bytes: encoding the parsed certificate again could give other bytes, and another fingerprint.
+    der: Vec<u8>,
     public_key: PublicKey,
 }
 
@@ -100,8 +105,7 @@ impl Certificate {
         let key = parsed.tbs_certificate().subject_public_key_info().owned_to_ref();
         Ok(Self {
             pem: pem.to_owned(),
-            // The hash of the original bytes: encoding the parsed certificate again could give other bytes.
-            fingerprint: Fingerprint(Sha1::digest(document.as_bytes()).into()),
+            der: document.as_bytes().to_owned(),
             public_key: PublicKey::try_from(key).map_err(CertificateError::NotRsa)?,
         })
     }
@@ -130,8 +134,8 @@ impl Certificate {
     }
 
     /// Returns the fingerprint, by which a whitelist lists the certificate.
-    pub fn fingerprint(&self) -> Fingerprint {
-        self.fingerprint
+    pub fn fingerprint(&self, algorithm: HashAlgorithm) -> Fingerprint {
+        Fingerprint(algorithm.hash(&self.der))
     }
 
     /// Returns the key that verifies manifests.
@@ -201,8 +205,12 @@ mod tests {
     #[test]
     fn fingerprint_is_the_same_as_from_openssl() {
         let certificate = Certificate::parse(fixtures::CERTIFICATE.as_bytes()).unwrap();
-        assert_eq!(certificate.fingerprint().to_string(), fixtures::FINGERPRINT);
-        assert_eq!(Fingerprint::from_line(fixtures::FINGERPRINT.as_bytes()), Ok(Some(certificate.fingerprint())));
+        for (algorithm, text) in HashAlgorithm::ALL.into_iter().zip(fixtures::FINGERPRINTS) {
+            let fingerprint = certificate.fingerprint(algorithm);
+            assert_eq!(fingerprint.to_string(), text);
+            assert_eq!(Fingerprint::from_line(text.as_bytes()), Ok(Some(fingerprint)));
+            assert_eq!(fingerprint.algorithm(), algorithm);
+        }
     }
 
     #[test]
@@ -247,7 +255,7 @@ mod tests {
     fn text_before_the_certificate_is_skipped_and_garbage_is_refused() {
         let described = format!("Certificate:\n    Data: 1\n{}", fixtures::CERTIFICATE);
         let certificate = Certificate::parse(described.as_bytes()).unwrap();
-        assert_eq!(certificate.fingerprint().to_string(), fixtures::FINGERPRINT);
+        assert_eq!(certificate.fingerprint(HashAlgorithm::Sha1).to_string(), fixtures::FINGERPRINT);
         assert!(matches!(Certificate::parse(b""), Err(CertificateError::NotPem(_))));
         assert!(matches!(Certificate::parse(b"\xff"), Err(CertificateError::NotPem(_))));
         assert!(matches!(Certificate::parse(fixtures::PUBLIC_KEY.as_bytes()), Err(CertificateError::NotX509(_))));

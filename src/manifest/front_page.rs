@@ -77,8 +77,8 @@ impl FrontPage<'_> {
         let list = Whitelist::parse(self.whitelist)?;
         list.verify(master_keys, name, now)?;
         // Last, as in clients: the list counts only after its own signature was verified.
-        if !list.whitelist.fingerprints().contains(&certificate.fingerprint()) {
-            return Err(FrontPageError::NotListed(certificate.fingerprint()));
+        if !list.whitelist.lists(&certificate) {
+            return Err(FrontPageError::NotListed(certificate.fingerprint(list.whitelist.algorithm())));
         }
         Ok(signed.manifest)
     }
@@ -89,6 +89,7 @@ mod tests {
     use super::*;
     use crate::manifest::fixtures::{self, NOW};
     use crate::manifest::letter::{SignatureForm, seal};
+    use crate::object::HashAlgorithm;
 
     const PAGE: FrontPage<'static> = FrontPage {
         manifest: fixtures::MANIFEST,
@@ -162,14 +163,18 @@ mod tests {
         let anew =
             Certificate::create(&fixtures::name(), fixtures::repository_key(), NOW, &mut fixtures::rng()).unwrap();
         let verdict = verify(FrontPage { certificate: anew.pem(), ..PAGE });
-        assert!(matches!(verdict, Err(FrontPageError::NotListed(fingerprint)) if fingerprint == anew.fingerprint()));
+        assert!(
+            matches!(verdict, Err(FrontPageError::NotListed(fingerprint)) if fingerprint == anew.fingerprint(HashAlgorithm::Sha1))
+        );
     }
 
     #[test]
     fn manifest_in_the_form_of_a_whitelist_is_refused() {
         let fields = RepositoryManifest::parse(fixtures::MANIFEST).unwrap().manifest.write();
         let form = SignatureForm::Whitelist;
-        let manifest = seal(fields.as_bytes(), form, fixtures::repository_key(), &mut fixtures::rng()).unwrap();
+        let manifest =
+            seal(fields.as_bytes(), HashAlgorithm::Sha1, form, fixtures::repository_key(), &mut fixtures::rng())
+                .unwrap();
         let verdict = verify(FrontPage { manifest: &manifest, ..PAGE });
         assert!(matches!(verdict, Err(FrontPageError::ManifestLetter(LetterError::WrongSignature))));
     }

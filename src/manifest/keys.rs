@@ -22,6 +22,7 @@ use super::letter::SignError;
 use super::{Certificate, RepositoryManifest, RepositoryName, Whitelist};
 use crate::file::open_regular;
 use crate::metadata::Timestamp;
+use crate::object::HashAlgorithm;
 
 /// Length of new RSA keys in bits.
 // The length of the keys of `cvmfs_server mkfs`.
@@ -225,7 +226,9 @@ impl Keys {
 
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keys").field("certificate", &self.certificate.fingerprint()).finish_non_exhaustive()
+        f.debug_struct("Keys")
+            .field("certificate", &self.certificate.fingerprint(HashAlgorithm::Sha1))
+            .finish_non_exhaustive()
     }
 }
 
@@ -410,7 +413,7 @@ mod tests {
     }
 
     fn whitelist(keys: &Keys) -> Whitelist {
-        Whitelist::new(fixtures::name(), vec![keys.certificate().fingerprint()], NOW).unwrap()
+        Whitelist::new(fixtures::name(), vec![keys.certificate().fingerprint(HashAlgorithm::Sha1)], NOW).unwrap()
     }
 
     #[test]
@@ -457,9 +460,9 @@ mod tests {
     #[test]
     fn both_forms_of_private_keys_are_read() {
         let directory = stock_directory();
-        let fingerprint = open(directory.path()).unwrap().certificate().fingerprint();
+        let certificate = open(directory.path()).unwrap().certificate().clone();
         std::fs::write(path(directory.path(), "key"), fixtures::REPOSITORY_KEY_PKCS1).unwrap();
-        assert_eq!(open(directory.path()).unwrap().certificate().fingerprint(), fingerprint);
+        assert_eq!(*open(directory.path()).unwrap().certificate(), certificate);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The format that manifest and whitelist share: field lines, `--`, the hash of those lines, and a signature of that hash. CVMFS calls
 //! such a file a letter.
 //!
-//! The signed message is the *text* of the hash, 40 hexadecimal digits. There are two forms of signatures. For a manifest, the text is
+//! The signed message is the *text* of the hash: 40 hexadecimal digits and the suffix of its algorithm. There are two forms of signatures. For a manifest, the text is
 //! hashed again, with a usual PKCS#1 v1.5 signature with SHA-1. For a whitelist, the text itself is padded and encrypted with the
 //! private key, without a hash algorithm identifier (OpenSSL's `RSA_private_encrypt`). Verification accepts only the expected form.
 
@@ -9,7 +9,7 @@ use rsa::rand_core::CryptoRng;
 use rsa::{Pkcs1v15Sign, PrivateKey, PublicKey};
 use sha1::{Digest as _, Sha1};
 
-use crate::object::{ObjectHash, ParseHashError};
+use crate::object::{HashAlgorithm, ObjectHash, ParseHashError};
 
 /// Separator between the field lines and the hash, including the preceding line end.
 const SEPARATOR: &[u8] = b"\n--\n";
@@ -43,8 +43,8 @@ impl SignatureForm {
 /// Errors from parsing a hash in a signed file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HashTextError {
-    /// The hash is valid, but strata does not support its algorithm.
-    #[error("the hash algorithm of '{0}' is not supported: strata supports only SHA-1")]
+    /// The hash is an MD5 hash, which CVMFS no longer writes.
+    #[error("'{0}' is an MD5 hash: only SHA-1, RIPEMD-160 and SHAKE-128 are supported")]
     Unsupported(String),
     /// The text is not a hash.
     #[error(transparent)]
@@ -106,7 +106,7 @@ impl<'a> Letter<'a> {
 
     /// Checks that the stated hash is that of the fields, and that one of `keys` signed it in the given form.
     pub fn verify(&self, form: SignatureForm, keys: &[PublicKey]) -> Result<(), LetterError> {
-        let actual = ObjectHash::of(self.fields);
+        let actual = self.hash.algorithm().hash(self.fields);
         if actual != self.hash {
             return Err(LetterError::WrongHash { stated: self.hash, actual });
         }
@@ -116,17 +116,18 @@ impl<'a> Letter<'a> {
     }
 }
 
-/// Signs `fields`, which must end with a line end, and returns the whole file.
+/// Signs the hash of `fields`, which must end with a line end, and returns the whole file.
 ///
 /// The random numbers are used only for blinding: the same fields and key give the same file.
 pub fn seal(
     fields: &[u8],
+    algorithm: HashAlgorithm,
     form: SignatureForm,
     key: &PrivateKey,
     rng: &mut impl CryptoRng,
 ) -> Result<Vec<u8>, SignError> {
     debug_assert!(fields.ends_with(b"\n"), "the separator starts a new line");
-    let hash_text = ObjectHash::of(fields).to_string();
+    let hash_text = algorithm.hash(fields).to_string();
     let signature = key.sign_with_rng(rng, form.scheme(), &form.signed_bytes(hash_text.as_bytes()))?;
     // Nothing may follow the signature: readers treat everything up to the end of the file as the signature.
     Ok([fields, b"--\n", hash_text.as_bytes(), b"\n", &signature].concat())
@@ -134,18 +135,15 @@ pub fn seal(
 
 /// Parses a hash without the letter of an object kind.
 pub(super) fn parse_hash(text: &[u8]) -> Result<ObjectHash, HashTextError> {
-    require_sha1(text)?;
+    refuse_md5(text)?;
     Ok(quotable(text).parse()?)
 }
 
-/// Refuses a hash of another algorithm than SHA-1.
-pub(super) fn require_sha1(text: &[u8]) -> Result<(), HashTextError> {
+/// Refuses the text of an MD5 hash.
+pub(super) fn refuse_md5(text: &[u8]) -> Result<(), HashTextError> {
     // CVMFS distinguishes algorithms by the length of the text, suffix included (`cvmfs/crypto/hash.h`).
     let is_md5 = text.len() == 32 && text.iter().all(u8::is_ascii_hexdigit);
-    if is_md5 || text.ends_with(b"-rmd160") || text.ends_with(b"-shake128") {
-        return Err(HashTextError::Unsupported(quotable(text)));
-    }
-    Ok(())
+    if is_md5 { Err(HashTextError::Unsupported(quotable(text))) } else { Ok(()) }
 }
 
 /// Returns the first 100 bytes of untrusted text for an error message; bytes other than printable ASCII are escaped.
@@ -162,7 +160,11 @@ mod tests {
     const FIELDS: &[u8] = b"Cfirst\nNsecond\n";
 
     fn sealed(form: SignatureForm) -> Vec<u8> {
-        seal(FIELDS, form, fixtures::repository_key(), &mut fixtures::rng()).expect("the key is long enough")
+        sealed_by(HashAlgorithm::Sha1, form)
+    }
+
+    fn sealed_by(algorithm: HashAlgorithm, form: SignatureForm) -> Vec<u8> {
+        seal(FIELDS, algorithm, form, fixtures::repository_key(), &mut fixtures::rng()).expect("the key is long enough")
     }
 
     fn verify(bytes: &[u8], form: SignatureForm) -> Result<(), LetterError> {
@@ -219,11 +221,23 @@ mod tests {
     }
 
     #[test]
-    fn other_hash_algorithms_are_unsupported() {
-        let digits = "0123456789abcdef0123456789abcdef01234567";
-        for text in [&digits[..32], &format!("{digits}-rmd160"), &format!("{digits}-shake128")] {
-            assert_eq!(parse_hash(text.as_bytes()), Err(HashTextError::Unsupported(text.to_owned())));
+    fn hash_of_each_algorithm_is_signed_with_its_suffix() {
+        for algorithm in HashAlgorithm::ALL {
+            for form in [SignatureForm::Manifest, SignatureForm::Whitelist] {
+                let mut bytes = sealed_by(algorithm, form);
+                assert_eq!(verify(&bytes, form), Ok(()), "{algorithm}");
+                let line = [b"--\n", algorithm.hash(FIELDS).to_string().as_bytes(), b"\n"].concat();
+                assert!(bytes.starts_with(&[FIELDS, &line].concat()), "{algorithm}");
+                bytes[0] ^= 1;
+                assert!(matches!(verify(&bytes, form), Err(LetterError::WrongHash { .. })), "{algorithm}");
+            }
         }
+    }
+
+    #[test]
+    fn md5_is_unsupported() {
+        let digits = "0123456789abcdef0123456789abcdef";
+        assert_eq!(parse_hash(digits.as_bytes()), Err(HashTextError::Unsupported(digits.to_owned())));
         for text in [b"".as_slice(), b"\xff\n", &[b'a'; 41]] {
             assert!(matches!(parse_hash(text), Err(HashTextError::Malformed(_))));
         }

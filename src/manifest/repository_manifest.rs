@@ -142,9 +142,9 @@ impl RepositoryManifest {
         text
     }
 
-    /// Returns the whole file, signed with the repository key.
+    /// Returns the whole file, signed with the repository key. The signed hash has the algorithm of the root catalog's name.
     pub fn sign(&self, key: &PrivateKey, rng: &mut impl CryptoRng) -> Result<Vec<u8>, SignError> {
-        seal(self.write().as_bytes(), SignatureForm::Manifest, key, rng)
+        seal(self.write().as_bytes(), self.root_catalog.algorithm(), SignatureForm::Manifest, key, rng)
     }
 }
 
@@ -221,9 +221,14 @@ impl<'a> Fields<'a> {
 mod tests {
     use super::*;
     use crate::manifest::fixtures;
+    use crate::object::HashAlgorithm;
 
     fn hash(seed: &str) -> ObjectHash {
         ObjectHash::of(seed.as_bytes())
+    }
+
+    fn long_hash(seed: &str) -> Option<ObjectHash> {
+        Some(HashAlgorithm::Shake128.hash(seed.as_bytes()))
     }
 
     fn smallest() -> RepositoryManifest {
@@ -251,11 +256,12 @@ mod tests {
             garbage_collectable: true,
             alternative_path: true,
             name: "n".repeat(60).parse().unwrap(),
-            history: Some(hash("history")),
+            root_catalog: HashAlgorithm::Shake128.hash(b"catalog"),
+            certificate: HashAlgorithm::Shake128.hash(b"certificate"),
+            history: long_hash("history"),
             published: Some(i64::MAX),
-            meta_info: Some(hash("meta info")),
-            reflog: Some(hash("reflog")),
-            ..smallest()
+            meta_info: long_hash("meta info"),
+            reflog: long_hash("reflog"),
         }
     }
 
@@ -289,7 +295,7 @@ mod tests {
     #[test]
     fn longest_manifest_fits_the_buffer_of_the_stock_tools() {
         const LONGEST_SIGNATURE: usize = 8192 / 8;
-        let hash_block = "--\n".len() + 41;
+        let hash_block = "--\n".len() + 41 + HashAlgorithm::Shake128.suffix().len();
         assert!(longest().write().len() + hash_block + LONGEST_SIGNATURE < 4096);
     }
 
@@ -316,8 +322,8 @@ mod tests {
         assert!(matches!(with("T9223372036854775808"), ManifestError::Number { field: 'T', .. }));
         assert!(matches!(with("Cxyz"), ManifestError::Hash { field: 'C', .. }));
         assert!(matches!(with("N../etc"), ManifestError::Name(_)));
-        let shake = with("X0123456789abcdef0123456789abcdef01234567-shake128");
-        assert!(matches!(shake, ManifestError::Hash { field: 'X', source: HashTextError::Unsupported(_) }));
+        let md5 = with("X0123456789abcdef0123456789abcdef");
+        assert!(matches!(md5, ManifestError::Hash { field: 'X', source: HashTextError::Unsupported(_) }));
     }
 
     #[test]

@@ -9,8 +9,9 @@ use rsa::{PrivateKey, PublicKey};
 use x509_cert::der::DateTime;
 
 use super::letter::{HashTextError, Letter, LetterError, SignError, SignatureForm, quotable, seal};
-use super::{Fingerprint, RepositoryName, RepositoryNameError};
+use super::{Certificate, Fingerprint, RepositoryName, RepositoryNameError};
 use crate::metadata::Timestamp;
+use crate::object::HashAlgorithm;
 
 /// The certificates that may sign for a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +76,7 @@ pub enum WhitelistError {
     /// The third line is not a valid repository name.
     #[error("line 3 of the whitelist is not a repository name")]
     Name(#[from] RepositoryNameError),
-    /// A fingerprint is not a SHA-1 hash.
+    /// A fingerprint is an MD5 hash.
     #[error("a fingerprint in the whitelist is not supported")]
     Fingerprint(#[source] HashTextError),
     /// The list has no valid signature by the master key.
@@ -155,7 +156,18 @@ impl Whitelist {
 
     /// Returns the whole file, signed with the master key.
     pub fn sign(&self, master_key: &PrivateKey, rng: &mut impl CryptoRng) -> Result<Vec<u8>, SignError> {
-        seal(self.write().as_bytes(), SignatureForm::Whitelist, master_key, rng)
+        seal(self.write().as_bytes(), self.algorithm(), SignatureForm::Whitelist, master_key, rng)
+    }
+
+    /// Returns the hash algorithm of the first fingerprint, or SHA-1 if the list is empty. The signed hash has the same algorithm.
+    // As in `cvmfs_server`, which renews a list with the algorithm of its first fingerprint (`server/cvmfs_server_ssl.sh`).
+    pub fn algorithm(&self) -> HashAlgorithm {
+        self.fingerprints.first().map_or(HashAlgorithm::Sha1, |fingerprint| fingerprint.algorithm())
+    }
+
+    /// Returns whether the certificate may sign for the repository.
+    pub fn lists(&self, certificate: &Certificate) -> bool {
+        self.fingerprints.iter().any(|listed| certificate.fingerprint(listed.algorithm()) == *listed)
     }
 
     /// Returns the repository that the list is for.
@@ -275,7 +287,8 @@ mod tests {
     }
 
     fn signed(lines: &str) -> Vec<u8> {
-        seal(lines.as_bytes(), SignatureForm::Whitelist, fixtures::master_key(), &mut fixtures::rng()).unwrap()
+        let (key, form) = (fixtures::master_key(), SignatureForm::Whitelist);
+        seal(lines.as_bytes(), HashAlgorithm::Sha1, form, key, &mut fixtures::rng()).unwrap()
     }
 
     fn verify(bytes: &[u8], now: Timestamp) -> Result<(), WhitelistError> {
@@ -363,8 +376,22 @@ mod tests {
         assert!(matches!(verdict("Vpkcs7\n"), Err(WhitelistError::Pkcs7Unsupported)));
         assert!(matches!(verdict("Vpkcs7\nWcachain\n"), Err(WhitelistError::Pkcs7Unsupported)));
         assert!(matches!(verdict("Wcachain\n"), Err(WhitelistError::CaChainUnsupported)));
-        let shake = format!("{}-SHAKE128\n", fixtures::FINGERPRINT);
-        assert!(matches!(verdict(&shake), Err(WhitelistError::Fingerprint(HashTextError::Unsupported(_)))));
+        let md5 = format!("{}\n", &fixtures::FINGERPRINT[..47]);
+        assert!(matches!(verdict(&md5), Err(WhitelistError::Fingerprint(HashTextError::Unsupported(_)))));
+    }
+
+    #[test]
+    fn certificate_is_listed_by_the_fingerprint_of_any_algorithm() {
+        let certificate = Certificate::parse(fixtures::CERTIFICATE.as_bytes()).unwrap();
+        for algorithm in HashAlgorithm::ALL {
+            let list = Whitelist::new(fixtures::name(), vec![certificate.fingerprint(algorithm)], NOW).unwrap();
+            let bytes = list.sign(fixtures::master_key(), &mut fixtures::rng()).unwrap();
+            verify(&bytes, NOW).unwrap();
+            let read = Whitelist::parse(&bytes).unwrap().whitelist;
+            assert_eq!((read.algorithm(), read.lists(&certificate)), (algorithm, true));
+        }
+        let empty = Whitelist::new(fixtures::name(), Vec::new(), NOW).unwrap();
+        assert!(!empty.lists(&certificate));
     }
 
     #[test]

@@ -107,9 +107,9 @@ impl Publisher {
         let signed = Whitelist::parse(&bytes)?;
         // Clients refuse a list that another master key signed, even if it lists our certificate.
         signed.verify_signature(std::slice::from_ref(keys.master_public_key()))?;
-        let fingerprint = keys.certificate().fingerprint();
-        if !signed.whitelist.fingerprints().contains(&fingerprint) {
-            return Err(PublishError::NotListed(fingerprint));
+        let (list, certificate) = (&signed.whitelist, keys.certificate());
+        if !list.lists(certificate) {
+            return Err(PublishError::NotListed(certificate.fingerprint(list.algorithm())));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::catalog::{CatalogReference, Editor};
 use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::manifest::{Keys, MetaInfo, NewKeys, RepositoryManifest, RepositoryName, Signer, Whitelist};
 use crate::metadata::Timestamp;
-use crate::object::{ObjectHash, ObjectKind};
+use crate::object::{HashAlgorithm, ObjectHash, ObjectKind};
 use crate::observer::Reporter;
 use crate::settings::Settings;
 use crate::store::{DirectoryStore, Staging, StoreError};
@@ -145,7 +145,8 @@ fn publish_first_revision(
     let keys = NewKeys::generate(&directory.keys_path(), directory.name(), started, &mut rng)?;
     let keys = write_keys(directory, unfinished, keys)?;
     let store = create_store(directory, unfinished)?;
-    let whitelist = Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint()], started)?;
+    let whitelist =
+        Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint(HashAlgorithm::Sha1)], started)?;
     let signer = Signer::new(keys, rng);
     let whitelist = signer.sign_whitelist(&whitelist)?;
     let staging =

@@ -5,6 +5,7 @@ use std::fs;
 use strata::directory::RepositoryDirectory;
 use strata::manifest::Whitelist;
 use strata::metadata::Timestamp;
+use strata::object::HashAlgorithm;
 
 use crate::support::fuse::{Mount, wait_until};
 use crate::support::{FQRN, NAME, Run, TestRepository, image_of, need_fuse};
@@ -18,7 +19,8 @@ fn expire_in(repository: &TestRepository, hours: i64) -> Timestamp {
     let whole = Timestamp::now().seconds / HOUR * HOUR;
     let validity = i64::try_from(Whitelist::VALIDITY.as_secs()).unwrap();
     let issued = Timestamp { seconds: whole + hours * HOUR - validity, nanoseconds: 0 };
-    let list = Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint()], issued).unwrap();
+    let fingerprint = keys.certificate().fingerprint(HashAlgorithm::Sha1);
+    let list = Whitelist::new(directory.name().clone(), vec![fingerprint], issued).unwrap();
     let mut rng = rsa::rand_core::UnwrapErr(getrandom::SysRng);
     fs::write(repository.storage().join(".cvmfswhitelist"), keys.sign_whitelist(&list, &mut rng).unwrap()).unwrap();
     Timestamp { seconds: list.expires(), nanoseconds: 0 }
