@@ -11,9 +11,10 @@ use rsa::PublicKey;
 use crate::cancel::Cancellation;
 use crate::file::{is_absence, not_regular, open_regular};
 use crate::manifest::keys::read_public_key;
-use crate::manifest::{KeyError, Keys, RepositoryName, Urgency, Whitelist, WhitelistError};
+use crate::manifest::{KeyError, Keys, RepositoryManifest, RepositoryName, Urgency, Whitelist, WhitelistError};
 use crate::message::shell_word;
 use crate::metadata::Timestamp;
+use crate::object::HashAlgorithm;
 use crate::observer::Reporter;
 use crate::registry::{Registries, RegistryError};
 use crate::settings::{Settings, SettingsError};
@@ -60,6 +61,7 @@ pub enum DirectoryError {
 }
 
 /// Path of the whitelist below the storage.
+const MANIFEST: &str = ".cvmfspublished";
 const WHITELIST: &str = ".cvmfswhitelist";
 
 /// The directory of one repository.
@@ -194,6 +196,20 @@ impl RepositoryDirectory {
     pub fn local_server(&self) -> Result<Option<LocalServer>, DirectoryError> {
         let settings = self.path.join(&self.settings.server_settings);
         Ok(LocalServer::find(&settings, self.name(), &self.storage_path(), &self.reporter, &self.cancellation)?)
+    }
+
+    /// Returns the hash algorithm for the names of new objects: that of the `cvmfs_server` which manages the same storage, or else
+    /// that of the head's root catalog.
+    ///
+    /// Settings of the server and a manifest that cannot be read count as missing here. The commands that need them report the
+    /// error.
+    pub fn hash_algorithm(&self) -> HashAlgorithm {
+        if let Ok(Some(server)) = self.local_server() {
+            return server.hash_algorithm();
+        }
+        let bytes = self.store().ok().and_then(|store| store.read_file(MANIFEST).ok()?).unwrap_or_default();
+        let head = RepositoryManifest::parse(&bytes).map(|signed| signed.manifest);
+        head.map_or(HashAlgorithm::default(), |manifest| manifest.root_catalog.algorithm())
     }
 
     /// Opens the keys.

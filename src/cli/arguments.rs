@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use strata::directory::{DirectoryError, RepositoryDirectory};
 use strata::engine::Resources;
 use strata::image::{FullName, Platform};
@@ -18,6 +18,7 @@ use strata::layer::Limits;
 use strata::layout::ChainSelection;
 use strata::message::shortened;
 use strata::metadata::Timestamp;
+use strata::object::HashAlgorithm;
 use strata::publish::PublishOptions;
 use strata::remote::{RemoteError, RemoteRepository};
 use strata::repository::RevisionSelector;
@@ -110,15 +111,18 @@ pub struct Init {
     #[arg(long, value_name = "DIR")]
     pub keys: Option<PathBuf>,
     /// Hash algorithm for object names
-    #[arg(long, value_enum, default_value_t = Hash::Sha1)]
-    pub hash: Hash,
+    #[arg(long, value_parser = hash_algorithm(), default_value_t)]
+    pub hash: HashAlgorithm,
 }
 
-/// Hash algorithms for object names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Hash {
-    /// SHA-1
-    Sha1,
+/// Returns the parser of `--hash`.
+fn hash_algorithm() -> impl TypedValueParser<Value = HashAlgorithm> {
+    let names = PossibleValuesParser::new([
+        PossibleValue::new("sha1").help("SHA-1"),
+        PossibleValue::new("rmd160").help("RIPEMD-160"),
+        PossibleValue::new("shake128").help("SHAKE-128 with 160 bits of output"),
+    ]);
+    names.map(|name| name.parse().expect("these are the names of all algorithms"))
 }
 
 /// Arguments of `strata convert`.

@@ -17,8 +17,9 @@ use strata::layout::LossList;
 use strata::manifest::RepositoryName;
 use strata::message::causes;
 use strata::metadata::Timestamp;
+use strata::object::HashAlgorithm;
 use strata::progress::Progress;
-use strata::publish::create_provisional_repository;
+use strata::publish::{NewRepository, create_provisional_repository};
 use strata::settings::Settings;
 use strata::source::ImageArgument;
 use strata::stage::{ImageOptions, ImageOutcome, Request};
@@ -145,16 +146,13 @@ fn create_at(path: &Path) -> anyhow::Result<(RepositoryDirectory, UnfinishedFile
     let name = RepositoryName::for_new_repository(name).map_err(|error| {
         UsageError(format!("--create names the repository after the last component of '{}': {error}", path.display()))
     })?;
-    let (now, started) = (time_of_publication()?, Timestamp::now());
-    let created = create_provisional_repository(
-        path,
-        Settings::new(name),
-        now,
-        started,
-        randomness(),
-        &reporter(),
-        cancellation(),
-    )?;
+    let new = NewRepository {
+        settings: Settings::new(name),
+        algorithm: HashAlgorithm::default(),
+        now: time_of_publication()?,
+        started: Timestamp::now(),
+    };
+    let created = create_provisional_repository(path, new, randomness(), &reporter(), cancellation())?;
     tracing::info!("created {} in {}; 'strata info' prints how to mount it", created.0.name(), path.display());
     Ok(created)
 }

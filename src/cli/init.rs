@@ -7,7 +7,8 @@ use serde_json::json;
 use strata::directory::RepositoryDirectory;
 use strata::manifest::RepositoryName;
 use strata::metadata::Timestamp;
-use strata::publish::create_repository;
+use strata::object::HashAlgorithm;
+use strata::publish::{NewRepository, create_repository};
 use strata::settings::Settings;
 
 use super::arguments::{Arguments, Init, randomness, time_of_publication};
@@ -30,7 +31,7 @@ pub fn run(arguments: &Arguments, init: &Init) -> anyhow::Result<ExitCode> {
         settings.keys = std::path::absolute(keys)?;
     }
     super::interrupt::watch()?;
-    let directory = create(&path, settings)?;
+    let directory = create(&path, settings, init.hash)?;
     after([1], print_created(arguments, &directory))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -48,9 +49,9 @@ fn print_created(arguments: &Arguments, directory: &RepositoryDirectory) -> anyh
 }
 
 /// Creates a repository in the directory `path`.
-fn create(path: &Path, settings: Settings) -> anyhow::Result<RepositoryDirectory> {
-    let now = time_of_publication()?;
-    Ok(create_repository(path, settings, now, Timestamp::now(), randomness(), &reporter(), cancellation())?)
+fn create(path: &Path, settings: Settings, algorithm: HashAlgorithm) -> anyhow::Result<RepositoryDirectory> {
+    let new = NewRepository { settings, algorithm, now: time_of_publication()?, started: Timestamp::now() };
+    Ok(create_repository(path, new, randomness(), &reporter(), cancellation())?)
 }
 
 /// Returns the local directory that a storage URL names.

@@ -143,7 +143,8 @@ impl Publisher {
         }
         let reflog = store.get(REFLOG, REFLOG_LIMIT)?;
         let reflog = next_reflog(reflog.as_deref(), &manifest.name, &references, options.now.seconds)?;
-        let reflog_hash = ObjectHash::of(&reflog);
+        // The algorithm of the manifest, by which CVMFS verifies the reflog of a replica, too (`cvmfs/swissknife_pull.cc`).
+        let reflog_hash = root.hash.algorithm().hash(&reflog);
         manifest.reflog = Some(reflog_hash);
         let signed = self.signer.sign_manifest(&manifest)?;
         make_durable(staging)?;
@@ -221,11 +222,10 @@ pub(crate) fn repair_root_objects(staging: &Staging, keys: &Keys) -> Result<(), 
     ] {
         let mut encoder = Encoder::new(Compression::Exact);
         let stored = encoder.encode(bytes);
-        if hash == Some(ObjectHash::of(stored)) && !store.is_intact(ObjectHash::of(stored), kind) {
-            store
-                .reporter()
-                .warn(format_args!("'{}' is missing or damaged: writing it again", ObjectHash::of(stored).path(kind)));
-            staging.put_stored(kind, stored)?;
+        let known = hash.filter(|hash| hash.algorithm().hash(stored) == *hash);
+        if let Some(hash) = known.filter(|&hash| !store.is_intact(hash, kind)) {
+            store.reporter().warn(format_args!("'{}' is missing or damaged: writing it again", hash.path(kind)));
+            staging.put(hash, kind, stored)?;
             staging.flush()?;
         }
     }

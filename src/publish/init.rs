@@ -29,20 +29,31 @@ const MASTER_REPLICA: &str = "This file marks the repository as replication sour
 /// Number of the first revision of a repository.
 const FIRST_REVISION: u64 = 1;
 
+/// The properties of a repository to create.
+#[derive(Debug, Clone)]
+pub struct NewRepository {
+    /// Its settings.
+    pub settings: Settings,
+    /// The hash algorithm of the names of its objects.
+    pub algorithm: HashAlgorithm,
+    /// Time of the first revision.
+    pub now: Timestamp,
+    /// The actual time. It is used for the certificate and the whitelist, which expire.
+    pub started: Timestamp,
+}
+
 /// Creates an empty repository in a new directory.
 ///
 /// The directory appears complete or not at all: it is created in the same parent directory as `path` and renamed last. Storage and
 /// keys outside the directory are created first. After an error or a signal that ends the process, all created files are deleted.
 pub fn create_repository(
     path: &Path,
-    settings: Settings,
-    now: Timestamp,
-    started: Timestamp,
+    new: NewRepository,
     rng: impl CryptoRng + Send + 'static,
     reporter: &Reporter,
     cancellation: &Cancellation,
 ) -> Result<RepositoryDirectory, PublishError> {
-    let (directory, unfinished) = build_repository(path, settings, now, started, rng, reporter, cancellation)?;
+    let (directory, unfinished) = build_repository(path, new, rng, reporter, cancellation)?;
     let built = directory.path().to_owned();
     unfinished.finish(FIRST_REVISION, || move_into_place(&built, path))?;
     Ok(directory.at(path))
@@ -52,14 +63,12 @@ pub fn create_repository(
 /// interrupted, the repository is deleted, unless another revision was published in it.
 pub fn create_provisional_repository(
     path: &Path,
-    settings: Settings,
-    now: Timestamp,
-    started: Timestamp,
+    new: NewRepository,
     rng: impl CryptoRng + Send + 'static,
     reporter: &Reporter,
     cancellation: &Cancellation,
 ) -> Result<(RepositoryDirectory, UnfinishedFiles), PublishError> {
-    let (directory, unfinished) = build_repository(path, settings, now, started, rng, reporter, cancellation)?;
+    let (directory, unfinished) = build_repository(path, new, rng, reporter, cancellation)?;
     let (built, directory) = (directory.path().to_owned(), directory.at(path));
     let manifest = directory.storage_path().join(MANIFEST);
     unfinished.finish_provisionally(path, &manifest, || move_into_place(&built, path))?;
@@ -78,9 +87,7 @@ fn move_into_place(built: &Path, path: &Path) -> Result<(), DirectoryError> {
 /// Builds a repository in a temporary directory beside `path`.
 fn build_repository(
     path: &Path,
-    settings: Settings,
-    now: Timestamp,
-    started: Timestamp,
+    new: NewRepository,
     rng: impl CryptoRng + Send + 'static,
     reporter: &Reporter,
     cancellation: &Cancellation,
@@ -98,10 +105,10 @@ fn build_repository(
         Err(source) => return Err(DirectoryError::Io { action: "list", path: path.to_owned(), source }.into()),
     }
     let unfinished = cancellation.unfinished_files();
-    let directory = unfinished.make(|recorder| create_directory(recorder, path, settings))?;
+    let directory = unfinished.make(|recorder| create_directory(recorder, path, new.settings.clone()))?;
     let directory = directory.with_reporter(reporter).with_cancellation(cancellation);
     // One thread is enough for an empty repository.
-    threads::pool(1, reporter)?.install(|| publish_first_revision(&directory, &unfinished, now, started, rng))?;
+    threads::pool(1, reporter)?.install(|| publish_first_revision(&directory, &unfinished, &new, rng))?;
     Ok((directory, unfinished))
 }
 
@@ -130,27 +137,23 @@ fn create_directory(
 }
 
 /// Creates keys, whitelist and the first, empty revision of a repository.
-///
-/// `started` is the actual time. It is used for the certificate and the whitelist, which expire. `now` may be another time, to which
-/// the revision is dated.
 fn publish_first_revision(
     directory: &RepositoryDirectory,
     unfinished: &UnfinishedFiles,
-    now: Timestamp,
-    started: Timestamp,
+    new: &NewRepository,
     mut rng: impl CryptoRng + Send + 'static,
 ) -> Result<(), PublishError> {
-    let settings = directory.settings();
+    let NewRepository { settings, algorithm, now, started } = new;
+    let (algorithm, now, started) = (*algorithm, *now, *started);
     // Generated before the step that an interruption waits for, because it takes seconds.
     let keys = NewKeys::generate(&directory.keys_path(), directory.name(), started, &mut rng)?;
     let keys = write_keys(directory, unfinished, keys)?;
     let store = create_store(directory, unfinished)?;
-    let whitelist =
-        Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint(HashAlgorithm::Sha1)], started)?;
+    let whitelist = Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint(algorithm)], started)?;
     let signer = Signer::new(keys, rng);
     let whitelist = signer.sign_whitelist(&whitelist)?;
-    let staging =
-        Staging::start(&store.with_reporter(directory.reporter()).with_cancellation(directory.cancellation()))?;
+    let store = store.with_reporter(directory.reporter()).with_cancellation(directory.cancellation());
+    let staging = Staging::start(&store)?.with_algorithm(algorithm);
     let files: [(&str, &[u8]); 2] = [(WHITELIST, &whitelist), (MASTER_REPLICA_FILE, MASTER_REPLICA.as_bytes())];
     fail_on_late_errors(staging.replace_files(&files, None)?)?;
     let root = Editor::create(&staging, settings.compression, now)?.write(FIRST_REVISION)?;

@@ -21,7 +21,7 @@ use crate::threads::ThreadsError;
 pub use commit::{PublishOptions, Publisher};
 pub(crate) use commit::{check_clock, repair_root_objects, write_catalogs};
 pub use edit_list::{EditError, EditList};
-pub use init::{create_provisional_repository, create_repository};
+pub use init::{NewRepository, create_provisional_repository, create_repository};
 
 /// Errors because of which nothing was published.
 #[derive(Debug, thiserror::Error)]

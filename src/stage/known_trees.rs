@@ -24,7 +24,8 @@ impl Stager<'_> {
     /// Returns a text with all settings on which the catalogs of a tree depend.
     pub(super) fn tree_options(&self) -> String {
         let settings = self.settings();
-        format!("1 {} {} {:?}", settings.compression, settings.catalog_entries, settings.modes)
+        let suffix = self.staging.algorithm().suffix();
+        format!("1 {} {} {:?}{suffix}", settings.compression, settings.catalog_entries, settings.modes)
     }
 
     /// Finds a layer that is published with its record and without missing objects, or one that an earlier run stored.

@@ -141,10 +141,12 @@ pub(crate) struct Stager<'e> {
 impl<'e> Stager<'e> {
     /// Prepares to stage images.
     pub(crate) fn start(engine: &'e Engine, options: StageOptions, registries: Registries) -> Result<Self, StageError> {
-        let staging = Arc::new(Staging::start(engine.store())?);
+        let staging = Staging::start(engine.store())?.with_algorithm(engine.directory().hash_algorithm());
+        let staging = Arc::new(staging);
         let state = engine.state();
         let layer_cache = engine.publisher().is_some().then(|| {
-            let settings = format!("{} {:?}", engine.settings().compression, ChunkSizes::default());
+            let (compression, algorithm) = (engine.settings().compression, staging.algorithm());
+            let settings = format!("{compression} {algorithm} {:?}", ChunkSizes::default());
             LayerCache::open(engine.directory().path().join("state/layers"), &settings, &staging)
         });
         Ok(Self {

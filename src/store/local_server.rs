@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::cancel::Cancellation;
 use crate::file::{is_absence, read_regular_text};
 use crate::manifest::RepositoryName;
-use crate::object::ObjectHash;
+use crate::object::{HashAlgorithm, ObjectHash};
 use crate::observer::Reporter;
 
 use super::directory::LOCK_RETRY_INTERVAL;
@@ -27,6 +27,7 @@ use crate::message::causes;
 pub struct LocalServer {
     /// The server's spool directory for this repository, by default `/var/spool/cvmfs/<fqrn>`.
     spool: PathBuf,
+    hash_algorithm: HashAlgorithm,
     reporter: Reporter,
     cancellation: Cancellation,
 }
@@ -60,7 +61,21 @@ impl LocalServer {
         };
         let spool = shell_value(&text, "CVMFS_SPOOL_DIR")
             .map_or_else(|| Path::new("/var/spool/cvmfs").join(name.to_string()), PathBuf::from);
-        Ok(is_ours.then(|| Self { spool, reporter: reporter.clone(), cancellation: cancellation.clone() }))
+        // As in `cvmfs_server`: it uses SHA-1 if the variable is not set, even if the head has another algorithm.
+        let algorithm = shell_value(&text, "CVMFS_HASH_ALGORITHM").filter(|name| !name.is_empty());
+        let hash_algorithm = algorithm
+            .map_or(Ok(HashAlgorithm::Sha1), str::parse)
+            .map_err(|source| StoreError::io("use", &path)(io::Error::new(io::ErrorKind::InvalidData, source)));
+        if !is_ours {
+            return Ok(None);
+        }
+        let (reporter, cancellation) = (reporter.clone(), cancellation.clone());
+        Ok(Some(Self { spool, hash_algorithm: hash_algorithm?, reporter, cancellation }))
+    }
+
+    /// Returns the hash algorithm that the server uses for the names of new objects.
+    pub fn hash_algorithm(&self) -> HashAlgorithm {
+        self.hash_algorithm
     }
 
     /// Takes the server's three locks, and waits up to `wait` for their present holders.
