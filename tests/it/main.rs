@@ -15,6 +15,7 @@ mod databases;
 mod determinism;
 mod diff;
 mod exit_codes;
+mod hashes;
 mod independent;
 mod interrupts;
 mod kills;

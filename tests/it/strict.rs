@@ -6,6 +6,7 @@
 
 mod catalog;
 mod database;
+mod hash;
 mod letter;
 mod reader;
 mod references;
@@ -18,6 +19,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
+use hash::is_hash;
 use letter::Manifest;
 use store::Store;
 use tree::TreeCheck;
@@ -115,9 +117,4 @@ fn show(path: &[u8]) -> String {
 /// Returns bytes as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Returns whether `text` is a SHA-1 hash in the form of manifests, catalogs and tags: 40 lower-case digits.
-fn is_hash(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }

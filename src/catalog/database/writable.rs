@@ -339,7 +339,7 @@ mod tests {
     use super::*;
     use crate::catalog::entry::Nesting;
     use crate::metadata::Metadata;
-    use crate::object::{Chunk, Content, ContentObjects, ObjectHash};
+    use crate::object::{Chunk, Content, ContentObjects, HashAlgorithm, ObjectHash, ObjectKind};
 
     fn path(text: &str) -> EntryPath {
         EntryPath::normalise(text.as_bytes()).unwrap()
@@ -432,6 +432,44 @@ mod tests {
         let catalog = opened(&bytes(catalog));
         assert!(is_dense(&catalog));
         assert_eq!(catalog.rows_from(&path("a")).unwrap(), expected);
+    }
+
+    #[test]
+    fn names_of_objects_keep_their_algorithm() {
+        let mut catalog = filled(0);
+        let mut expected = Vec::new();
+        for algorithm in HashAlgorithm::ALL {
+            let (whole, chunk) = (algorithm.hash(b"whole"), algorithm.hash(b"chunk"));
+            let chunks = [Chunk { offset: 0, size: 10, hash: chunk }];
+            for (name, objects) in [("w", ContentObjects::Whole(whole)), ("c", ContentObjects::Chunks(chunks.into()))] {
+                let file = Content { raw: false, objects };
+                let entry = CatalogEntry::of_file(&Metadata::of_implied_directory(), 10, &file);
+                catalog.put(&path(&format!("a/{name}-{algorithm}")), &entry).unwrap();
+                assert_eq!(entry.file_content(), Some(file));
+            }
+            let reference = CatalogReference { hash: whole, size: 5 };
+            catalog.put_reference(References::Nested, &path(&format!("a/n-{algorithm}")), reference).unwrap();
+            assert_eq!(catalog.nested(&path(&format!("a/n-{algorithm}"))).unwrap(), Some(reference));
+            expected.extend([(whole, ObjectKind::File), (chunk, ObjectKind::Chunk)]);
+        }
+        let rows = catalog.rows_from(&path("a")).unwrap();
+        let read = Catalog::parse(&bytes(catalog), &path("a")).unwrap();
+        for (path, entry) in rows {
+            assert_eq!(read.get(&path).unwrap(), Some(entry));
+        }
+        let mut objects = read.objects().unwrap();
+        objects.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(objects, expected);
+    }
+
+    #[test]
+    fn row_with_an_unknown_algorithm_is_refused() {
+        let mut catalog = filled(0);
+        catalog.put(&path("a/f"), &chunked(&[0, 5])).unwrap();
+        catalog.run(|connection| connection.execute_batch("UPDATE catalog SET flags = flags | 0x300")).unwrap();
+        let error = catalog.get(&path("a/f")).unwrap_err();
+        assert!(crate::message::causes(&error).contains("hash algorithm"), "{error:?}");
     }
 
     #[test]

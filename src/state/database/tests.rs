@@ -12,13 +12,17 @@ fn content_and_trees_are_found_only_by_their_whole_key() {
     let state = StateDatabase::open(&path, &Reporter::silent()).unwrap();
     assert!(state.is_empty().unwrap());
     let object = KnownObject::new(ObjectHash::of(b"o"), 3);
-    state.add_objects(&[(key, object)]).unwrap();
+    let shake = ContentKey { algorithm: HashAlgorithm::Shake128, ..key };
+    let renamed = KnownObject::new(HashAlgorithm::Shake128.hash(b"o"), 3);
+    state.add_objects(&[(key, object), (shake, renamed)]).unwrap();
     state.add_tree("/a", "x", &note).unwrap();
     drop(state);
     let state = StateDatabase::open(&path, &Reporter::silent()).unwrap();
     assert!(!state.is_empty().unwrap());
     let keys = [ContentKey { size: 6, ..key }, key, ContentKey { is_chunk: true, ..key }];
     assert_eq!(state.objects(&keys).unwrap(), [None, Some(object), None]);
+    let by_ripemd = ContentKey { algorithm: HashAlgorithm::Ripemd160, ..key };
+    assert_eq!(state.objects(&[shake, by_ripemd]).unwrap(), [Some(renamed), None]);
     assert_eq!(state.tree("/a", "x").unwrap(), Some(note));
     assert_eq!(state.tree("/a", "y").unwrap(), None);
 }

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use sha1::{Digest as _, Sha1};
-
+use super::hash::{fingerprints, hash, suffix};
 use super::store::Store;
-use super::{Finding, Findings, hex, is_hash};
+use super::{Finding, Findings, is_hash};
 
 /// MD5 of the empty path, which every manifest names.
 const ROOT_PATH_HASH: &str = "d41d8cd98f00b204e9800998ecf8427e";
@@ -115,10 +114,10 @@ pub fn check_whitelist(store: &Store, fqrn: &str, certificate: Option<&[u8]>, fi
     }
     findings.require(place, "line 3", format!("N{fqrn}").as_str(), line(2));
     if let Some(certificate) = certificate {
-        let pairs: Vec<String> = Sha1::digest(certificate).iter().map(|byte| format!("{byte:02X}")).collect();
-        let fingerprint = pairs.join(":");
-        if !lines.iter().skip(3).any(|line| line.split(['#', ' ', '\t']).next() == Some(&fingerprint)) {
-            findings.note(place, format_args!("the certificate's fingerprint {fingerprint}"), "others or none");
+        let known = fingerprints(certificate);
+        let is_listed = |line: &String| known.iter().any(|known| line.split(['#', ' ', '\t']).next() == Some(known));
+        if !lines.iter().skip(3).any(is_listed) {
+            findings.note(place, format_args!("the certificate's fingerprint {}", known[0]), "others or none");
         }
     }
 }
@@ -140,14 +139,10 @@ fn signed_lines(place: &str, bytes: &[u8], findings: &mut Findings) -> Vec<Strin
         return Vec::new();
     };
     let (text, rest) = (&bytes[..=end], &bytes[end + 4..]);
-    let hash = rest.get(..41).unwrap_or_default();
-    findings.require(
-        place,
-        "hash line",
-        format!("{}\n", hex(&Sha1::digest(text))),
-        String::from_utf8_lossy(hash).into(),
-    );
-    if rest.len() <= 41 {
+    let line = rest.iter().position(|&byte| byte == b'\n').map_or(rest, |end| &rest[..=end]);
+    let stated = String::from_utf8_lossy(line);
+    findings.require(place, "hash line", format!("{}\n", hash(text, suffix(stated.trim_end()))), stated.to_string());
+    if rest.len() <= line.len() {
         findings.note(place, "a signature", "the end of the file");
     }
     String::from_utf8_lossy(text).lines().map(str::to_owned).collect()

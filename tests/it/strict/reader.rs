@@ -8,6 +8,7 @@ use sha1::{Digest as _, Sha1};
 
 use super::catalog::{Catalog, Row, path_hash};
 use super::database::{Cells, Database};
+use super::hash::hash_in_row;
 use super::letter::Manifest;
 use super::rules::{CHUNKED, HIDDEN, Kind, UNCOMPRESSED, read_xattrs};
 use super::store::{Store, object_path};
@@ -256,7 +257,8 @@ impl Reader {
     /// Passes the content of a regular file to `sink`, chunk by chunk.
     fn read_content(&self, catalog: &Catalog, path: &[u8], row: &Row, sink: &mut dyn FnMut(&[u8])) {
         let read = |hash: &Option<Vec<u8>>, suffix: &str| {
-            let hash = hex(hash.as_ref().unwrap_or_else(|| panic!("no content of {}", show(path))));
+            let hash = hash.as_ref().and_then(|hash| hash_in_row(hash, row.flags));
+            let hash = hash.unwrap_or_else(|| panic!("no content of {}", show(path)));
             let is_raw = row.flags & UNCOMPRESSED != 0;
             sound(if is_raw {
                 self.store.read_raw(&object_path(&hash, suffix))

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use sha1::{Digest as _, Sha1};
-
 use super::catalog::Catalog;
 use super::database::{Cells, Database, Table};
+use super::hash::{hash, suffix};
 use super::letter::{Manifest, check_certificate, check_whitelist};
 use super::store::{Store, object_path};
 use super::tree::{Subtree, TreeCheck};
-use super::{Finding, Findings, hex, is_hash, show};
+use super::{Finding, Findings, is_hash, show};
 
 const HISTORY_TABLES: &[Table] = &[
     ("branches", &["branch TEXT 1", "parent TEXT", "initial_revision INTEGER"]),
@@ -183,7 +182,7 @@ fn check_reflog(
         place,
         "hash in field Y of the manifest",
         manifest.field('Y'),
-        Some(hex(&Sha1::digest(&bytes)).as_str()),
+        Some(hash(&bytes, suffix(manifest.field('Y').unwrap_or_default())).as_str()),
     );
     let Some(database) = Database::open(place.to_owned(), &bytes, findings) else {
         return;

@@ -13,6 +13,7 @@ pub const SPECIAL: i64 = 16;
 pub const NESTED_ROOT: i64 = 32;
 pub const CHUNKED: i64 = 64;
 pub const EXTERNAL: i64 = 128;
+pub const HASH_ALGORITHM: i64 = 0x700;
 pub const UNCOMPRESSED: i64 = 0x800;
 pub const BIND_MOUNTPOINT: i64 = 0x4000;
 pub const HIDDEN: i64 = 0x8000;
@@ -87,7 +88,7 @@ pub fn check_row(place: &str, row: &Row, surroundings: Surroundings, findings: &
 /// Checks every bit of the flags. Only bits that the format leaves open are taken from the flags themselves.
 fn check_flags(place: &str, row: &Row, kind: Kind, surroundings: Surroundings, findings: &mut Findings) {
     let choices = match kind {
-        Kind::Regular => UNCOMPRESSED | EXTERNAL | HIDDEN,
+        Kind::Regular => HASH_ALGORITHM | UNCOMPRESSED | EXTERNAL | HIDDEN,
         _ => HIDDEN,
     };
     let when = |condition: bool, flag: i64| if condition { flag } else { 0 };

@@ -7,9 +7,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::ZlibDecoder;
-use sha1::{Digest as _, Sha1};
 
-use super::{Finding, Findings, hex, is_hash};
+use super::hash::{hash_all, suffix};
+use super::{Finding, Findings, is_hash};
 
 /// Files that may exist beside `data/`, other than links for the alternative catalog path.
 const TOP_FILES: &[&str] = &[
@@ -122,7 +122,7 @@ impl Store {
                 let expected = format!("a plain file whom all may read who may list its directory ({readers:03o})");
                 findings.note(&path, expected, format_args!("mode {mode:03o}"));
             }
-            match examine(&directory.join(&name)) {
+            match examine(&directory.join(&name), suffix(&format!("{prefix}{digits}"))) {
                 Err(error) => findings.note(&path, "a readable file", error),
                 Ok((hash, object)) => {
                     findings.require(&path, "stored bytes with hash", format!("{prefix}{digits}"), hash);
@@ -153,21 +153,11 @@ fn entries(directory: &Path, place: &str, findings: &mut Findings) -> Vec<(Strin
     entries
 }
 
-/// Returns the hash and sizes of a file, without loading it into memory.
-fn examine(path: &Path) -> io::Result<(String, StoredObject)> {
-    let mut sha1 = Sha1::new();
-    let mut file = File::open(path)?;
-    let mut buffer = vec![0; 1 << 16];
-    let mut stored = 0;
-    loop {
-        let length = file.read(&mut buffer)?;
-        if length == 0 {
-            break;
-        }
-        sha1.update(&buffer[..length]);
-        stored += length as u64;
-    }
+/// Returns the hash of a file by the algorithm with this suffix, and the sizes of the file, without loading it into memory.
+fn examine(path: &Path, suffix: &str) -> io::Result<(String, StoredObject)> {
+    let hash = hash_all(File::open(path)?, suffix)?;
+    let stored = fs::metadata(path)?.len();
     let mut decoder = ZlibDecoder::new(BufReader::new(File::open(path)?));
     let inflated = io::copy(&mut decoder, &mut io::sink()).ok().filter(|_| decoder.total_in() == stored && stored > 0);
-    Ok((hex(&sha1.finalize()), StoredObject { stored, inflated }))
+    Ok((hash, StoredObject { stored, inflated }))
 }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use super::catalog::{COUNTERS, Catalog, Row};
+use super::hash::hash_in_row;
 use super::rules::{MOUNTPOINT, NESTED_ROOT, UNCOMPRESSED};
 use super::store::{Store, StoredObject, object_path};
 use super::walk::CatalogWalk;
-use super::{Findings, hex, show};
+use super::{Findings, show};
 
 /// A checked catalog with everything below it.
 pub struct Subtree {
@@ -146,11 +147,15 @@ impl<'a> TreeCheck<'a> {
 
     /// Checks that the content of a regular file or chunk exists in its full length.
     pub fn check_content(&mut self, place: &str, hash: &[u8], suffix: &str, flags: i64, size: i64) {
-        let Some(object) = self.refer(place, &hex(hash), suffix) else {
+        let Some(hash) = hash_in_row(hash, flags) else {
+            self.findings.note(place, "flags with a known hash algorithm", format_args!("{flags:#x}"));
+            return;
+        };
+        let Some(object) = self.refer(place, &hash, suffix) else {
             return;
         };
         let found = if flags & UNCOMPRESSED != 0 { Some(object.stored) } else { object.inflated };
-        let what = format!("length of the content in {}", object_path(&hex(hash), suffix));
+        let what = format!("length of the content in {}", object_path(&hash, suffix));
         self.findings.require(place, &what, Some(size as u64), found);
     }
 }

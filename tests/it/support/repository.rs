@@ -41,6 +41,14 @@ impl TestRepository {
         repository
     }
 
+    /// Creates an empty repository with keys of its own, whose objects are named by this hash algorithm.
+    pub fn hashed_by(algorithm: &str) -> Self {
+        let repository = Self { home: tempfile::tempdir().unwrap(), sources: AtomicUsize::new(0) };
+        fs::create_dir(repository.home.path().join("images")).unwrap();
+        repository.run(["init", FQRN, "--hash", algorithm]).expect_code(0);
+        repository
+    }
+
     /// Creates an empty repository with these lines in `strata.toml`.
     pub fn with_settings(settings: &str) -> Self {
         let repository = Self::new();
@@ -183,6 +191,15 @@ impl TestRepository {
         fs::write(settings.join(FQRN).join("server.conf"), text).unwrap();
         self.set(&format!("server_settings = {settings:?}"));
         spool
+    }
+
+    /// Sets the hash algorithm of the `cvmfs_server` that manages the repository.
+    pub fn set_hash_of_server(&self, algorithm: &str) {
+        let path = self.beside("repositories.d").join(FQRN).join("server.conf");
+        let text = fs::read_to_string(&path).unwrap();
+        let kept = text.lines().filter(|line| !line.starts_with("CVMFS_HASH_ALGORITHM"));
+        let lines: String = kept.map(|line| format!("{line}\n")).collect();
+        fs::write(path, format!("{lines}CVMFS_HASH_ALGORITHM={algorithm}\n")).unwrap();
     }
 
     /// Opens the head with the independent reader.
