@@ -179,7 +179,7 @@ pub enum SourceError {
         source: NameError,
     },
     /// A blob is missing.
-    #[error("blob {digest} does not exist (expected in {path:?})")]
+    #[error("blob {digest} does not exist")]
     MissingBlob {
         /// The blob.
         digest: Digest,
