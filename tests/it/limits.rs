@@ -109,7 +109,7 @@ fn commands_with_few_threads_are_slower_or_print_why_they_fail_and_never_panic()
         scene.run(arguments, &["--nproc=24"]).expect_code(0);
     }
     let run = scene.run(&["check", "--threads", "64"], &["--nproc=8"]).expect_code(0);
-    assert!(run.stderr().contains("of 64 (see `ulimit -u`)"), "{}", run.stderr());
+    assert!(run.stderr().contains("of 64 threads (see `ulimit -u`)"), "{}", run.stderr());
 }
 
 #[test]

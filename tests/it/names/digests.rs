@@ -33,7 +33,7 @@ fn name_with_the_digest_of_another_image_is_refused() {
     assert!(run.stderr().contains(&image.manifest_digest()), "{}", run.stderr());
     assert!(!repository.has("/h.org"));
     let run = repository.run(["convert", &source, "--name", "h.org/x:1@sha256:0"]).expect_code(2);
-    assert!(run.stderr().contains("'sha256:0' is not a digest"), "{}", run.stderr());
+    assert!(run.stderr().contains("'sha256:0' is not a valid digest"), "{}", run.stderr());
 }
 
 #[test]
