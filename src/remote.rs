@@ -10,6 +10,7 @@ use rsa::PublicKey;
 
 use crate::cancel::Cancellation;
 use crate::check::CheckedRepository;
+use crate::http::redacted;
 use crate::manifest::keys::read_public_key;
 use crate::manifest::{KeyError, RepositoryName, Whitelist, WhitelistError};
 use crate::observer::Reporter;
@@ -69,6 +70,7 @@ pub struct RemoteRepository {
 impl RemoteRepository {
     /// Returns whether a text is meant as a URL, and not as a directory.
     pub fn is_url(text: &str) -> bool {
+        let text = text.trim_start();
         ["http://", "https://"]
             .iter()
             .any(|scheme| text.get(..scheme.len()).is_some_and(|is| is.eq_ignore_ascii_case(scheme)))
@@ -84,29 +86,31 @@ impl RemoteRepository {
         reporter: &Reporter,
         cancellation: &Cancellation,
     ) -> Result<Self, RemoteError> {
-        let parsed: Vec<Url> = urls.split(SEPARATOR).map(parse).collect::<Result<_, _>>()?;
+        let parts = urls.split(SEPARATOR).map(str::trim).filter(|part| !part.is_empty());
+        let parsed: Vec<Url> = parts.map(parse).collect::<Result<_, _>>()?;
+        let urls = parsed.iter().map(redacted).collect::<Vec<_>>().join("; ");
         let mut names = parsed.iter().map(name_of).collect::<Result<Vec<_>, _>>()?;
         let name = names.remove(0);
         if let Some(other) = names.iter().find(|other| **other != name) {
             let reason = format!("the servers must offer the same repository, not '{name}' and '{other}'");
-            return Err(RemoteError::Url { url: urls.to_owned(), reason });
+            return Err(RemoteError::Url { url: urls, reason });
         }
         if keys.is_empty() {
             return Err(RemoteError::NoKey);
         }
         let keys = keys.iter().map(|path| read_public_key(path)).collect::<Result<_, _>>()?;
         let store = HttpStore::new(&parsed, reporter, cancellation)?.into();
-        Ok(Self { name, urls: urls.to_owned(), keys, store, newest: None })
+        Ok(Self { name, urls, keys, store, newest: None })
     }
 
     /// Keeps objects in `directory`, up to `capacity` bytes, and remembers the newest revision there. Several repositories may
     /// share the directory.
-    pub fn with_cache(mut self, directory: &Path, capacity: u64) -> Result<Self, RemoteError> {
+    pub fn use_cache(&mut self, directory: &Path, capacity: u64) -> Result<(), RemoteError> {
         let directory = directory.join(self.name.as_str());
         fs::create_dir_all(&directory).map_err(|source| RemoteError::Cache { path: directory.clone(), source })?;
-        self.store = CachedStore::new(self.store, &directory, capacity)?.into();
+        self.store = CachedStore::new(Arc::clone(&self.store), &directory, capacity)?.into();
         self.newest = Some(directory.join("newest-revision"));
-        Ok(self)
+        Ok(())
     }
 
     /// Returns the name of the repository, from its URL.
@@ -114,18 +118,14 @@ impl RemoteRepository {
         &self.name
     }
 
-    /// Returns the URLs.
+    /// Returns the URLs, without users and passwords.
     pub fn urls(&self) -> &str {
         &self.urls
     }
 
     /// Opens the head, after verifying it from the master keys on.
     pub fn open(&self) -> Result<Repository, RemoteError> {
-        let newest = match &self.newest {
-            Some(path) => NewestRevision::in_file(path.clone())
-                .map_err(|source| RemoteError::Cache { path: path.clone(), source })?,
-            None => NewestRevision::default(),
-        };
+        let newest = self.newest.clone().map_or_else(NewestRevision::default, NewestRevision::in_file);
         let trust = Trust::MasterKeys { keys: self.keys.clone(), newest };
         Ok(Repository::open_trusted(Arc::clone(&self.store), &self.name, trust)?)
     }
@@ -138,6 +138,8 @@ impl RemoteRepository {
 
     /// Returns what a check needs.
     pub fn checked(&self) -> CheckedRepository {
+        // Of several servers, the first one whose manifest can be verified is checked. If there is none, the check reports why.
+        self.open().ok();
         CheckedRepository {
             store: Arc::clone(&self.store),
             name: self.name.clone(),
@@ -155,13 +157,21 @@ impl RemoteRepository {
 }
 
 fn parse(text: &str) -> Result<Url, RemoteError> {
-    text.trim().parse().map_err(|error| RemoteError::Url { url: text.to_owned(), reason: format!("{error}") })
+    text.parse().map_err(|error| RemoteError::Url { url: without_user(text), reason: format!("{error}") })
+}
+
+/// Returns a text that is not a valid URL without what may be a user and a password.
+fn without_user(text: &str) -> String {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    let end = rest.find('/').unwrap_or(rest.len());
+    let host = rest[..end].rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{}", &rest[end..])
 }
 
 /// Returns the name of the repository: the last component of its URL.
 fn name_of(url: &Url) -> Result<RepositoryName, RemoteError> {
     let last = url.path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    last.parse().map_err(|error| RemoteError::Url { url: url.to_string(), reason: format!("{error}") })
+    last.parse().map_err(|error| RemoteError::Url { url: redacted(url), reason: format!("{error}") })
 }
 
 #[cfg(test)]

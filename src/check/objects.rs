@@ -78,6 +78,10 @@ impl Check<'_> {
             match self.store.head(&name.to_string()) {
                 Ok(Some(bytes)) => found.push(StoredObject { name, bytes }),
                 Ok(None) => {}
+                Err(error) if error.is_obstacle() => {
+                    self.end_with(&name.to_string(), error);
+                    return None;
+                }
                 Err(error) => {
                     let location = Location::file(format!("data/{directory:02x}"));
                     self.note_unreadable(&location, "a directory whose files can be accessed", error);

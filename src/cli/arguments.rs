@@ -23,6 +23,7 @@ use strata::publish::PublishOptions;
 use strata::remote::{RemoteError, RemoteRepository};
 use strata::repository::RevisionSelector;
 use strata::source::{ImageArgument, PlatformSelection};
+use strata::store::StoreError;
 use strata::work::ConvertOptions;
 
 use super::failure::UsageError;
@@ -458,9 +459,7 @@ impl Arguments {
     /// Returns an error if the repository is named by a URL.
     pub fn require_directory(&self) -> Result<(), UsageError> {
         match self.url() {
-            Some(url) => {
-                Err(UsageError(format!("this command needs the directory of the repository, not its URL {url}")))
-            }
+            Some(_) => Err(UsageError("this command needs the directory of the repository, not its URL".to_owned())),
             None if !self.public_key.is_empty() => {
                 Err(UsageError("--public-key requires --repo with the URL of a repository".to_owned()))
             }
@@ -479,6 +478,7 @@ impl Arguments {
     fn remote(&self, url: &str) -> anyhow::Result<RemoteRepository> {
         match RemoteRepository::new(url, &self.public_key, &reporter(), cancellation()) {
             Err(error @ (RemoteError::Url { .. } | RemoteError::NoKey)) => Err(UsageError(error.to_string()).into()),
+            Err(RemoteError::Store(error @ StoreError::Url { .. })) => Err(UsageError(error.to_string()).into()),
             remote => Ok(remote?),
         }
     }

@@ -24,7 +24,8 @@ use super::target::Target;
 
 /// Mounts the repository until it is unmounted or a signal ends the program.
 pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<ExitCode> {
-    let target = with_cache(arguments.target()?, mount)?;
+    let mut target = arguments.target()?;
+    use_cache(&mut target, mount)?;
     let point = match (&mount.tag, mount.revision) {
         (Some(tag), _) => RevisionSelector::Tag(tag.clone()),
         (_, Some(number)) => RevisionSelector::Revision(number),
@@ -59,10 +60,17 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
 }
 
 /// Lets a repository that is read by its URL keep its objects in a cache directory.
-fn with_cache(target: Target, mount: &MountArguments) -> anyhow::Result<Target> {
-    let Target::Remote(remote) = target else { return Ok(target) };
-    let Some(directory) = mount.cache.clone().or_else(user_cache) else { return Ok(Target::Remote(remote)) };
-    Ok(Target::Remote(remote.with_cache(&directory, mount.cache_size.as_u64())?))
+fn use_cache(target: &mut Target, mount: &MountArguments) -> anyhow::Result<()> {
+    let (Target::Remote(remote), capacity) = (target, mount.cache_size.as_u64()) else { return Ok(()) };
+    if let Some(directory) = &mount.cache {
+        remote.use_cache(directory, capacity)?;
+    } else if let Some(directory) = user_cache()
+        && let Err(error) = remote.use_cache(&directory, capacity)
+    {
+        // Nobody has asked for this directory, so the mount works without it.
+        tracing::warn!("objects are not kept: {}", causes(&error));
+    }
+    Ok(())
 }
 
 /// Returns the cache directory of the user (XDG Base Directory Specification), if the environment names one.

@@ -17,7 +17,7 @@ mod signer;
 pub mod whitelist;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 
 pub use certificate::{Certificate, Fingerprint};
 pub use front_page::{FrontPage, FrontPageError};

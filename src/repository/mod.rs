@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fmt;
-use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -84,14 +83,6 @@ pub enum RepositoryError {
         revision: u64,
         /// The newest revision that was read before.
         seen: u64,
-    },
-    /// The file with the number of the newest revision cannot be written.
-    #[error("cannot write the number of the newest revision to '{}'", path.display())]
-    Memory {
-        /// The file.
-        path: PathBuf,
-        /// The error of the operating system.
-        source: io::Error,
     },
     /// The object of a catalog is missing or damaged.
     #[error("cannot read the catalog of {path}; to repair it, {}", repair(path))]
@@ -463,7 +454,7 @@ impl Repository {
         let failed = |source| RepositoryError::Content { path: path.clone(), source };
         let mut bytes = Vec::new();
         for piece in content::file_objects(&content, entry.size.cast_unsigned()).map_err(failed)? {
-            bytes.append(&mut self.store.read_content(piece, u64::MAX).map_err(failed)?);
+            bytes.append(&mut self.store.read_content(piece, SizeLimit::of(piece.size).stored()).map_err(failed)?);
         }
         Ok(Some(bytes))
     }

@@ -10,8 +10,10 @@ use rsa::PublicKey;
 use super::RepositoryError;
 use crate::file::read_regular_text;
 use crate::manifest::{Certificate, FrontPage, RepositoryManifest, RepositoryName};
+use crate::message::causes;
 use crate::metadata::Timestamp;
 use crate::object::{ObjectKind, SizeLimit};
+use crate::observer::Reporter;
 use crate::store::SharedStore;
 
 /// How the manifest of the head is verified.
@@ -31,13 +33,34 @@ pub enum Trust {
 }
 
 impl Trust {
-    /// Reads the manifest of the head and verifies it.
+    /// Reads the manifest of the head and verifies it. If the storage is on several servers, returns the first manifest that can be
+    /// verified, or the error of the first server.
     pub(super) fn read_manifest(
         &self,
         store: &SharedStore,
         name: &RepositoryName,
     ) -> Result<RepositoryManifest, RepositoryError> {
-        let bytes = store.read_file(".cvmfspublished")?.ok_or_else(|| RepositoryError::NoManifest(name.clone()))?;
+        let mut failure = None;
+        for server in store.servers() {
+            match self.read_manifest_at(&server, store, name) {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => {
+                    store.reporter().debug(format_args!("trying the next server: {}", causes(&error)));
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        failure.map_or_else(|| self.read_manifest_at(store, store, name), Err)
+    }
+
+    /// Verifies the manifest of one server. The certificate is an object, so any server may have it.
+    fn read_manifest_at(
+        &self,
+        server: &SharedStore,
+        store: &SharedStore,
+        name: &RepositoryName,
+    ) -> Result<RepositoryManifest, RepositoryError> {
+        let bytes = server.read_file(".cvmfspublished")?.ok_or_else(|| RepositoryError::NoManifest(name.clone()))?;
         let signed =
             RepositoryManifest::parse(&bytes).map_err(|error| RepositoryError::Manifest(name.clone(), error))?;
         if signed.manifest.name != *name {
@@ -54,12 +77,12 @@ impl Trust {
                 Ok(signed.manifest)
             }
             Self::MasterKeys { keys, newest } => {
-                let list = store.get(".cvmfswhitelist", MAX_WHITELIST)?;
+                let list = server.get(".cvmfswhitelist", MAX_WHITELIST)?;
                 let list = list.ok_or_else(|| RepositoryError::NoWhitelist(name.clone()))?;
                 let page = FrontPage { manifest: &bytes, certificate: &pem, whitelist: &list };
                 let verified = page.verify(keys, name, Timestamp::now());
                 let manifest = verified.map_err(|error| RepositoryError::Untrusted(name.clone(), error))?;
-                newest.accept(&manifest)?;
+                newest.accept(&manifest, store.reporter())?;
                 Ok(manifest)
             }
         }
@@ -76,40 +99,56 @@ pub struct NewestRevision {
 }
 
 impl NewestRevision {
-    /// Reads the number of the newest revision from `file`, which need not exist. Later numbers are written there.
-    pub fn in_file(file: PathBuf) -> io::Result<Self> {
-        let seen = match read_regular_text(&file) {
-            Ok(text) => text.trim().parse().map_err(|_| io::Error::other("it is not the number of a revision"))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { seen: Mutex::new(seen), file: Some(file) })
+    /// Keeps the number of the newest revision in `file`, which need not exist. Other processes may use the same file.
+    pub fn in_file(file: PathBuf) -> Self {
+        Self { seen: Mutex::default(), file: Some(file) }
     }
 
     /// Accepts the manifest of the newest revision. Fails if a newer one was accepted before.
-    fn accept(&self, manifest: &RepositoryManifest) -> Result<(), RepositoryError> {
+    ///
+    /// If the file cannot be used, there is a warning, and the number is kept until the process ends.
+    fn accept(&self, manifest: &RepositoryManifest, reporter: &Reporter) -> Result<(), RepositoryError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let (name, revision) = (manifest.name.clone(), manifest.revision);
-        if revision < *seen {
-            return Err(RepositoryError::OldManifest { name, revision, seen: *seen });
+        let revision = manifest.revision;
+        if let Some(file) = &self.file {
+            match raise(file, revision) {
+                Ok(newest) => *seen = newest.max(*seen),
+                Err(error) => {
+                    let file = file.display();
+                    reporter.warn(format_args!("cannot keep the number of the newest revision in '{file}': {error}"));
+                }
+            }
         }
-        if revision > *seen
-            && let Some(file) = &self.file
-        {
-            write(file, revision).map_err(|source| RepositoryError::Memory { path: file.clone(), source })?;
+        *seen = revision.max(*seen);
+        match *seen {
+            newest if revision < newest => {
+                Err(RepositoryError::OldManifest { name: manifest.name.clone(), revision, seen: newest })
+            }
+            _ => Ok(()),
         }
-        *seen = revision;
-        Ok(())
     }
 }
 
-/// Replaces the number in the file.
-fn write(file: &Path, revision: u64) -> io::Result<()> {
+/// Replaces the number in the file by `revision` if that is higher, and returns the higher number.
+fn raise(file: &Path, revision: u64) -> io::Result<u64> {
     let directory = file.parent().unwrap_or(Path::new("."));
-    let mut new = tempfile::NamedTempFile::new_in(directory)?;
-    writeln!(new, "{revision}")?;
-    new.persist(file).map_err(|error| error.error)?;
-    fs::File::open(directory)?.sync_all()
+    // Another process that reads the same repository may replace the file at the same time.
+    let lock = fs::File::open(directory)?;
+    lock.lock()?;
+    // A file without a number is one that was being written when the machine lost power.
+    let known = match read_regular_text(file) {
+        Ok(text) => text.trim().parse().unwrap_or(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error),
+    };
+    if revision > known {
+        let mut new = tempfile::NamedTempFile::new_in(directory)?;
+        writeln!(new, "{revision}")?;
+        new.as_file().sync_all()?;
+        new.persist(file).map_err(|error| error.error)?;
+        lock.sync_all()?;
+    }
+    Ok(revision.max(known))
 }
 
 /// Maximum size of a decompressed certificate.
@@ -117,3 +156,35 @@ const CERTIFICATE_LIMIT: SizeLimit = SizeLimit::of(1 << 20);
 
 /// Maximum size of a whitelist in bytes. Some list the certificates of many publishers.
 const MAX_WHITELIST: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::fixtures;
+
+    fn manifest(revision: u64) -> RepositoryManifest {
+        RepositoryManifest { revision, ..RepositoryManifest::parse(fixtures::MANIFEST).unwrap().manifest }
+    }
+
+    #[test]
+    fn number_of_the_newest_revision_is_never_lowered() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("newest-revision");
+        let [one, other] = [(); 2].map(|()| NewestRevision::in_file(file.clone()));
+        let accept =
+            |newest: &NewestRevision, revision| newest.accept(&manifest(revision), &Reporter::silent()).is_ok();
+        assert!(accept(&one, 2) && accept(&other, 4) && accept(&other, 4));
+        assert!(!accept(&one, 3), "another process has read revision 4");
+        assert!(!accept(&NewestRevision::in_file(file.clone()), 3));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "4\n");
+        fs::write(&file, "").unwrap();
+        assert!(accept(&NewestRevision::in_file(file.clone()), 3) && !accept(&other, 3));
+    }
+
+    #[test]
+    fn number_is_kept_in_memory_if_the_file_cannot_be_written() {
+        let newest = NewestRevision::in_file(PathBuf::from("/nonexistent/newest-revision"));
+        let accept = |revision| newest.accept(&manifest(revision), &Reporter::silent()).is_ok();
+        assert!(accept(3) && !accept(2) && accept(3));
+    }
+}

@@ -194,6 +194,10 @@ impl Store for CachedStore {
         self.store.version(name)
     }
 
+    fn servers(&self) -> Vec<SharedStore> {
+        self.store.servers()
+    }
+
     fn listing(&self) -> Option<&dyn StoreListing> {
         self.store.listing()
     }

@@ -33,13 +33,25 @@ struct Repetition {
 }
 
 const REPETITION: Repetition = Repetition { rounds: 4, first_pause: Duration::from_millis(500) };
-/// Size in bytes up to which a file is read into memory when it is opened. A larger file is downloaded by a thread of its own,
-/// which resumes after a lost connection.
-const MAX_SIZE_IN_MEMORY: u64 = 4 << 20;
+/// Size in bytes up to which a file is read from one response. A larger file is downloaded by a thread of its own, which resumes
+/// after a lost connection.
+const MAX_SINGLE_RESPONSE: u64 = 4 << 20;
+/// Size in bytes up to which an opened file is read into memory, and compared with its name, before it is returned. Chunks are
+/// smaller.
+const MAX_SIZE_IN_MEMORY: u64 = 32 << 20;
+/// Maximum size in bytes of a file whose size the server does not state: the end of the connection could not be told from the end
+/// of a larger file, which takes longer.
+const MAX_UNSTATED_SIZE: u64 = 64 << 20;
+/// Maximum size in bytes of a file that is read as a whole. CVMFS itself warns of catalogs above 1 GiB.
+const MAX_WHOLE_FILE: u64 = 1 << 30;
 
 /// A repository's storage on web servers.
 #[derive(Clone)]
-pub struct HttpStore(Arc<Shared>);
+pub struct HttpStore {
+    shared: Arc<Shared>,
+    /// Index of the only server that is asked. Without it, all servers are asked.
+    only: Option<usize>,
+}
 
 struct Shared {
     http: Http,
@@ -55,7 +67,7 @@ struct Shared {
 
 impl fmt::Debug for HttpStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpStore").field("servers", &self.0.servers).finish_non_exhaustive()
+        f.debug_struct("HttpStore").field("servers", &self.shared.servers).finish_non_exhaustive()
     }
 }
 
@@ -79,15 +91,18 @@ impl HttpStore {
         let mut http = Http::new(limits, proxies, Default::default(), Default::default());
         http.reporter = reporter.clone();
         let servers = servers.iter().map(directory_url).collect::<Result<_, _>>()?;
-        Ok(Self(Arc::new(Shared {
-            http,
-            servers,
-            current: AtomicUsize::new(0),
-            limits,
-            repetition,
-            reporter: reporter.clone(),
-            cancellation: cancellation.clone(),
-        })))
+        Ok(Self {
+            only: None,
+            shared: Arc::new(Shared {
+                http,
+                servers,
+                current: AtomicUsize::new(0),
+                limits,
+                repetition,
+                reporter: reporter.clone(),
+                cancellation: cancellation.clone(),
+            }),
+        })
     }
 }
 
@@ -114,15 +129,15 @@ enum Answer<T> {
     Missing,
 }
 
-impl Shared {
-    fn url(&self, server: usize, name: &str) -> Url {
-        self.servers[server].join(name).expect("names in a store are valid relative URLs")
-    }
-
-    /// Returns the servers, beginning with the one that answered the last request.
+impl HttpStore {
+    /// Returns the servers to ask, beginning with the one that answered the last request.
     fn order(&self) -> impl Iterator<Item = usize> + use<> {
-        let (first, count) = (self.current.load(Ordering::Relaxed), self.servers.len());
-        (0..count).map(move |offset| (first + offset) % count)
+        let (first, count) = match self.only {
+            Some(server) => (server, 1),
+            None => (self.shared.current.load(Ordering::Relaxed), self.shared.servers.len()),
+        };
+        let servers = self.shared.servers.len();
+        (0..count).map(move |offset| (first + offset) % servers)
     }
 
     /// Sends a request for a file to one server after another, until one has the file. After temporary errors, all servers are
@@ -132,28 +147,28 @@ impl Shared {
         name: &str,
         send: impl Fn(&Url) -> Result<Answer<T>, StoreError>,
     ) -> Result<Option<T>, StoreError> {
-        let mut round = 1;
+        let (shared, mut round) = (&*self.shared, 1);
         loop {
             let mut failure = None;
             for server in self.order() {
-                self.cancellation.check()?;
-                match send(&self.url(server, name)) {
+                shared.cancellation.check()?;
+                match send(&shared.url(server, name)) {
                     Ok(Answer::Found(found)) => {
-                        self.current.store(server, Ordering::Relaxed);
+                        shared.current.store(server, Ordering::Relaxed);
                         return Ok(Some(found));
                     }
                     Ok(Answer::Missing) => {}
                     Err(error) => {
-                        self.reporter.debug(format_args!("{}", crate::message::causes(&error)));
+                        shared.reporter.debug(format_args!("{}", crate::message::causes(&error)));
                         failure = Some(error);
                     }
                 }
             }
             let Some(error) = failure else { return Ok(None) };
-            if round == self.repetition.rounds || !error.may_be_temporary() {
+            if round == shared.repetition.rounds || !error.may_be_temporary() {
                 return Err(error);
             }
-            thread::sleep(self.repetition.first_pause * 2_u32.pow(round - 1));
+            thread::sleep(shared.repetition.first_pause * 2_u32.pow(round - 1));
             round += 1;
         }
     }
@@ -165,10 +180,10 @@ impl Shared {
         send: impl Fn(&Url) -> Result<Answer<T>, StoreError>,
         is_good: impl Fn(&T) -> bool,
     ) -> Result<Option<T>, StoreError> {
-        let damaged = Cell::new(None);
+        let (shared, damaged) = (&*self.shared, Cell::new(None));
         let good = self.ask(name, |url| match send(url)? {
             Answer::Found(found) if !is_good(&found) => {
-                self.reporter.debug(format_args!("{} is damaged", redacted(url)));
+                shared.reporter.debug(format_args!("{} is damaged", redacted(url)));
                 damaged.set(Some(found));
                 Ok(Answer::Missing)
             }
@@ -178,6 +193,12 @@ impl Shared {
             Some(damaged) => Ok(Some(good.ok().flatten().unwrap_or(damaged))),
             None => good,
         }
+    }
+}
+
+impl Shared {
+    fn url(&self, server: usize, name: &str) -> Url {
+        self.servers[server].join(name).expect("names in a store are valid relative URLs")
     }
 
     /// Sends one request for a file, from byte `offset` on.
@@ -213,19 +234,32 @@ impl Shared {
         }
     }
 
+    /// Reads the rest of a response into memory.
+    fn read_whole(self: &Arc<Self>, response: HttpResponse, limit: u64) -> Result<Vec<u8>, StoreError> {
+        let url = response.url.clone();
+        match length(&response) {
+            Some(length) if length > limit => Err(StoreError::TooLarge { address: redacted(&url), limit }),
+            Some(length) if length > MAX_SINGLE_RESPONSE => {
+                let mut bytes = Vec::new();
+                let read = self.download(response, &url, length)?.read_to_end(&mut bytes);
+                read.map_err(|source| StoreError::Read { address: redacted(&url), source })?;
+                Ok(bytes)
+            }
+            Some(_) => self.read_small(response, limit),
+            None => match self.read_small(response, limit.min(MAX_UNSTATED_SIZE)) {
+                Err(StoreError::TooLarge { .. }) if limit > MAX_UNSTATED_SIZE => {
+                    let reason = format!("it does not state the size of a file above {MAX_UNSTATED_SIZE} bytes");
+                    Err(HttpError::InvalidResponse { url: redacted(&url), reason }.into())
+                }
+                read => read,
+            },
+        }
+    }
+
     /// Reads a whole file from one server.
     fn fetch(self: &Arc<Self>, url: &Url, limit: u64) -> Result<Answer<Vec<u8>>, StoreError> {
         let Answer::Found(response) = self.request(Method::GET, url, 0)? else { return Ok(Answer::Missing) };
-        match length(&response) {
-            Some(length) if length > limit => Err(StoreError::TooLarge { address: redacted(url), limit }),
-            Some(length) if length > MAX_SIZE_IN_MEMORY => {
-                let mut bytes = Vec::new();
-                let read = self.download(response, url, length)?.read_to_end(&mut bytes);
-                read.map_err(|source| StoreError::Read { address: redacted(url), source })?;
-                Ok(Answer::Found(bytes))
-            }
-            _ => self.read_small(response, limit).map(Answer::Found),
-        }
+        self.read_whole(response, limit.min(MAX_WHOLE_FILE)).map(Answer::Found)
     }
 
     /// Opens a file at one server.
@@ -233,11 +267,29 @@ impl Shared {
         let Answer::Found(response) = self.request(Method::GET, url, 0)? else { return Ok(Answer::Missing) };
         Ok(Answer::Found(match length(&response) {
             Some(length) if length > MAX_SIZE_IN_MEMORY => {
-                Opened::Download(Box::new(self.download(response, url, length)?))
+                Opened::Download(Box::new(self.download(response, url, length)?), length)
             }
-            // Without a length, the end of the connection could not be told from the end of the file.
-            _ => Opened::Whole(self.read_small(response, MAX_SIZE_IN_MEMORY)?),
+            _ => Opened::Whole(self.read_whole(response, MAX_WHOLE_FILE)?),
         }))
+    }
+
+    /// Requests the size of a file from one server. Some servers refuse `HEAD`, or do not state the size.
+    fn size(self: &Arc<Self>, url: &Url) -> Result<Answer<u64>, StoreError> {
+        match self.request(Method::HEAD, url, 0) {
+            Ok(Answer::Found(response)) => {
+                if let Some(length) = length(&response) {
+                    return Ok(Answer::Found(length));
+                }
+            }
+            Err(StoreError::Status { .. }) => {}
+            Ok(Answer::Missing) => return Ok(Answer::Missing),
+            Err(error) => return Err(error),
+        }
+        Ok(match self.open(url)? {
+            Answer::Found(Opened::Whole(bytes)) => Answer::Found(bytes.len() as u64),
+            Answer::Found(Opened::Download(_, length)) => Answer::Found(length),
+            Answer::Missing => Answer::Missing,
+        })
     }
 
     /// Downloads a large file whose response has begun. After a lost connection, the download continues at the next byte.
@@ -266,7 +318,8 @@ impl Shared {
 /// An opened file.
 enum Opened {
     Whole(Vec<u8>),
-    Download(Box<Download>),
+    /// A download, and the size of the file in bytes.
+    Download(Box<Download>, u64),
 }
 
 /// Returns whether a file may have this name: the bytes of an object must match the hash in its name.
@@ -304,39 +357,30 @@ impl From<HttpStore> for SharedStore {
 
 impl Store for HttpStore {
     fn address(&self, name: &str) -> String {
-        redacted(&self.0.url(self.0.current.load(Ordering::Relaxed), name))
+        redacted(&self.shared.url(self.shared.current.load(Ordering::Relaxed), name))
     }
 
     /// The bytes of an object that no server has undamaged are those of one of the servers.
     fn get(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        self.0.ask_for_object(name, |url| self.0.fetch(url, limit), |bytes| is_named(name, bytes))
+        self.ask_for_object(name, |url| self.shared.fetch(url, limit), |bytes| is_named(name, bytes))
     }
 
-    /// The returned reader fails with an error, instead of ending early, if the file cannot be read to its end. A large object
-    /// that the first server has damaged is not requested from another one.
+    /// The returned reader fails with an error, instead of ending early, if the file cannot be read to its end. An object
+    /// above 32 MiB that the first server has damaged is not requested from another one.
     fn open(&self, name: &str) -> Result<Option<Box<dyn Read + Send>>, StoreError> {
         let is_good = |opened: &Opened| match opened {
             Opened::Whole(bytes) => is_named(name, bytes),
-            Opened::Download(_) => true,
+            Opened::Download(..) => true,
         };
-        let opened = self.0.ask_for_object(name, |url| self.0.open(url), is_good)?;
+        let opened = self.ask_for_object(name, |url| self.shared.open(url), is_good)?;
         Ok(opened.map(|opened| match opened {
             Opened::Whole(bytes) => Box::new(Cursor::new(bytes)) as Box<dyn Read + Send>,
-            Opened::Download(download) => download,
+            Opened::Download(download, _) => download,
         }))
     }
 
     fn head(&self, name: &str) -> Result<Option<u64>, StoreError> {
-        self.0.ask(name, |url| {
-            let Answer::Found(response) = self.0.request(Method::HEAD, url, 0)? else { return Ok(Answer::Missing) };
-            match length(&response) {
-                Some(length) => Ok(Answer::Found(length)),
-                None => {
-                    let reason = "it does not state the size of the file".to_owned();
-                    Err(HttpError::InvalidResponse { url: redacted(url), reason }.into())
-                }
-            }
-        })
+        self.ask(name, |url| self.shared.size(url))
     }
 
     /// Requests the whole file, which should be small.
@@ -344,12 +388,17 @@ impl Store for HttpStore {
         self.read_file(name).ok().flatten().map(FileVersion)
     }
 
+    fn servers(&self) -> Vec<SharedStore> {
+        let store = |server| Self { only: Some(server), ..self.clone() }.into();
+        self.order().map(store).collect()
+    }
+
     fn listing(&self) -> Option<&dyn StoreListing> {
         None
     }
 
     fn reporter(&self) -> &Reporter {
-        &self.0.reporter
+        &self.shared.reporter
     }
 }
 
@@ -486,7 +535,7 @@ mod tests {
         assert_reads(&store_at(&[&server]));
         let server = serve(|_, _| Reply::of(403, ""));
         let store = store_at(&[&server]);
-        assert!(matches!(store.head(".cvmfspublished"), Err(StoreError::Status { status: 403, .. })));
+        assert!(matches!(store.get(".cvmfspublished", 100), Err(StoreError::Status { status: 403, .. })));
         assert_eq!(server.requests().len(), 1);
     }
 

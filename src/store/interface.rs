@@ -37,6 +37,13 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Returns the size of a file in bytes, or `None` if it does not exist.
     fn head(&self, name: &str) -> Result<Option<u64>, StoreError>;
 
+    /// Returns the servers with this storage, each by itself. A storage that is not on servers returns none.
+    ///
+    /// Requests to all servers begin with the server that answered last, also if it was asked by itself.
+    fn servers(&self) -> Vec<SharedStore> {
+        Vec::new()
+    }
+
     /// Returns the interface that lists the files, if this kind of storage can list them.
     fn listing(&self) -> Option<&dyn StoreListing>;
 

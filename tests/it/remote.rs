@@ -101,6 +101,8 @@ fn wrong_use_of_a_url_is_explained() {
     let (repository, _) = published();
     let served = Served::of(&repository);
     let run = |arguments: &[&str]| Run::of(&mut strata_command(arguments));
+    Run::of(&mut served.command_at(&format!(" {} ; ", served.url()), ["list"])).expect_code(0);
+    Run::of(&mut served.command_at(&format!("{}?x=1", served.url()), ["list"])).expect_one_line(2, &["a query"]);
     run(&["list", "--repo", &served.url()]).expect_one_line(2, &["--public-key"]);
     run(&["list", "--repo", "http://h.example.org/", "--public-key", "k"])
         .expect_one_line(2, &["not the URL of a repository"]);
@@ -133,6 +135,66 @@ fn another_server_is_asked_for_what_the_first_one_lacks_or_has_damaged() {
     }
     bad.change(|_, _, _| Reply::status(500));
     list().expect_code(0);
+    for name in [".cvmfspublished", ".cvmfswhitelist"] {
+        for damage in [b"".as_slice(), b"x", b"C0123\n--\nx"] {
+            bad.change(
+                move |_, asked, reply| if asked == name { reply.body(|body| *body = damage.to_vec()) } else { reply },
+            );
+            list().expect_code(0);
+            Run::of(&mut good.command_at(&both, ["list"])).expect_code(0);
+        }
+    }
+}
+
+#[test]
+fn server_that_refuses_head_or_states_no_length_is_read_all_the_same() {
+    let (repository, _) = published();
+    let served = Served::of(&repository);
+    let here = repository.run(["check", "--json"]).json();
+    for number in 0..3 {
+        served.change(move |asked, _, reply| match (number, asked.method.as_str()) {
+            (0, "HEAD") => Reply::status(405),
+            (1, "HEAD") => reply.without("content-length"),
+            (2, _) => reply.without("content-length"),
+            _ => reply,
+        });
+        let json = served.run(["check", "--json"]).expect_code(0).json();
+        assert_eq!((&json["objects"], &json["bytes"]), (&here["objects"], &here["bytes"]), "{number}");
+    }
+}
+
+#[test]
+fn endless_response_is_refused_and_needs_little_memory() {
+    let (repository, _) = published();
+    let served = Served::of(&repository);
+    served.change(|_, name, reply| match name.ends_with('H') {
+        true => reply.body(|body| body.resize(100 << 20, 0)).without("content-length"),
+        false => reply,
+    });
+    let run = served.run(["diff", "1", "2"]).expect_code(1);
+    assert!(run.stderr().contains("does not state the size"), "{}", run.stderr());
+}
+
+#[test]
+fn password_in_a_url_is_never_printed() {
+    let (repository, _) = published();
+    let served = Served::of(&repository);
+    for url in [
+        served.url(),
+        served.url().replace(FQRN, "bad_name!"),
+        served.url().replace(FQRN, ""),
+        "http://h:99999/a.b".to_owned(),
+    ] {
+        let url = url.replace("http://", "http://user:secret@");
+        for command in ["info", "convert", "check"] {
+            let run = Run::of(&mut served.command_at(&url, [command, "x"]));
+            assert!(
+                !format!("{}{}", run.stdout(), run.stderr()).contains("secret"),
+                "{url} {command}: {}",
+                run.stderr()
+            );
+        }
+    }
 }
 
 #[test]
