@@ -147,7 +147,7 @@ fn another_server_is_asked_for_what_the_first_one_lacks_or_has_damaged() {
 }
 
 #[test]
-fn server_that_refuses_head_or_states_no_length_is_read_all_the_same() {
+fn server_that_refuses_head_or_states_no_length_is_read() {
     let (repository, _) = published();
     let served = Served::of(&repository);
     let here = repository.run(["check", "--json"]).json();
