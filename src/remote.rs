@@ -89,8 +89,10 @@ impl RemoteRepository {
         let parts = urls.split(SEPARATOR).map(str::trim).filter(|part| !part.is_empty());
         let parsed: Vec<Url> = parts.map(parse).collect::<Result<_, _>>()?;
         let urls = parsed.iter().map(redacted).collect::<Vec<_>>().join("; ");
-        let mut names = parsed.iter().map(name_of).collect::<Result<Vec<_>, _>>()?;
-        let name = names.remove(0);
+        let names = parsed.iter().map(name_of).collect::<Result<Vec<_>, _>>()?;
+        let Some(name) = names.first().cloned() else {
+            return Err(RemoteError::Url { url: urls, reason: "it is empty".to_owned() });
+        };
         if let Some(other) = names.iter().find(|other| **other != name) {
             let reason = format!("the servers must offer the same repository, not '{name}' and '{other}'");
             return Err(RemoteError::Url { url: urls, reason });
@@ -138,7 +140,7 @@ impl RemoteRepository {
 
     /// Returns what a check needs.
     pub fn checked(&self) -> CheckedRepository {
-        // Of several servers, the first one whose manifest can be verified is checked. If there is none, the check reports why.
+        // Of several servers, the first one whose manifest can be verified is checked. If the manifest of no server can be verified, the check reports why.
         self.open().ok();
         CheckedRepository {
             store: Arc::clone(&self.store),
@@ -204,6 +206,8 @@ mod tests {
             |urls: &str| RemoteRepository::new(urls, &[], &Reporter::silent(), &Cancellation::default()).unwrap_err();
         assert!(new("http://h.org/a.org;http://i.org/b.org").to_string().contains("'a.org' and 'b.org'"));
         assert!(matches!(new("http://h.org/a.org"), RemoteError::NoKey));
-        assert!(matches!(new("http://"), RemoteError::Url { .. }));
+        for wrong in ["http://", "", " ; "] {
+            assert!(matches!(new(wrong), RemoteError::Url { .. }), "{wrong}");
+        }
     }
 }

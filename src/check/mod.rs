@@ -123,7 +123,7 @@ pub struct CheckedRepository {
     pub store: SharedStore,
     /// Its name.
     pub name: RepositoryName,
-    /// The master keys of which one must have signed the whitelist. If there is none, the signature is not checked.
+    /// The master keys of which one must have signed the whitelist. If the list is empty, the signature is not checked.
     pub master_keys: Vec<PublicKey>,
     /// Hash of the reflog that `cvmfs_server` on this machine has recorded.
     pub reflog_checksum: Option<ObjectHash>,

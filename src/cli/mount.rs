@@ -67,7 +67,7 @@ fn use_cache(target: &mut Target, mount: &MountArguments) -> anyhow::Result<()> 
     } else if let Some(directory) = user_cache()
         && let Err(error) = remote.use_cache(&directory, capacity)
     {
-        // Nobody has asked for this directory, so the mount works without it.
+        // The user did not name this directory, so the mount works without it.
         tracing::warn!("objects are not kept: {}", causes(&error));
     }
     Ok(())

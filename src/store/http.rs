@@ -39,8 +39,8 @@ const MAX_SINGLE_RESPONSE: u64 = 4 << 20;
 /// Size in bytes up to which an opened file is read into memory, and compared with its name, before it is returned. Chunks are
 /// smaller.
 const MAX_SIZE_IN_MEMORY: u64 = 32 << 20;
-/// Maximum size in bytes of a file whose size the server does not state: the end of the connection could not be told from the end
-/// of a larger file, which takes longer.
+/// Maximum size in bytes of a file whose size the server does not state.
+// Without a limit, a server could fill the memory.
 const MAX_UNSTATED_SIZE: u64 = 64 << 20;
 /// Maximum size in bytes of a file that is read as a whole. CVMFS itself warns of catalogs above 1 GiB.
 const MAX_WHOLE_FILE: u64 = 1 << 30;
@@ -149,7 +149,7 @@ impl HttpStore {
     ) -> Result<Option<T>, StoreError> {
         let (shared, mut round) = (&*self.shared, 1);
         loop {
-            let mut failure = None;
+            let mut failure: Option<StoreError> = None;
             for server in self.order() {
                 shared.cancellation.check()?;
                 match send(&shared.url(server, name)) {
@@ -160,7 +160,8 @@ impl HttpStore {
                     Ok(Answer::Missing) => {}
                     Err(error) => {
                         shared.reporter.debug(format_args!("{}", crate::message::causes(&error)));
-                        failure = Some(error);
+                        // An error of any server that may be temporary is a reason to ask all again.
+                        failure = failure.filter(StoreError::may_be_temporary).or(Some(error));
                     }
                 }
             }
@@ -241,7 +242,7 @@ impl Shared {
             Some(length) if length > limit => Err(StoreError::TooLarge { address: redacted(&url), limit }),
             Some(length) if length > MAX_SINGLE_RESPONSE => {
                 let mut bytes = Vec::new();
-                let read = self.download(response, &url, length)?.read_to_end(&mut bytes);
+                let read = self.download(response, &url, length).read_to_end(&mut bytes);
                 read.map_err(|source| StoreError::Read { address: redacted(&url), source })?;
                 Ok(bytes)
             }
@@ -267,7 +268,7 @@ impl Shared {
         let Answer::Found(response) = self.request(Method::GET, url, 0)? else { return Ok(Answer::Missing) };
         Ok(Answer::Found(match length(&response) {
             Some(length) if length > MAX_SIZE_IN_MEMORY => {
-                Opened::Download(Box::new(self.download(response, url, length)?), length)
+                Opened::Download(Box::new(self.download(response, url, length)), length)
             }
             _ => Opened::Whole(self.read_whole(response, MAX_WHOLE_FILE)?),
         }))
@@ -293,7 +294,7 @@ impl Shared {
     }
 
     /// Downloads a large file whose response has begun. After a lost connection, the download continues at the next byte.
-    fn download(self: &Arc<Self>, response: HttpResponse, url: &Url, size: u64) -> Result<Download, StoreError> {
+    fn download(self: &Arc<Self>, response: HttpResponse, url: &Url, size: u64) -> Download {
         let policy = DownloadPolicy {
             attempts: self.repetition.rounds,
             minimum_rate: self.limits.minimum_rate,
@@ -311,7 +312,7 @@ impl Shared {
             };
             Ok(response.into_blob(offset)?)
         };
-        Ok(Download::start(open, size, policy, &self.reporter, self.cancellation.clone()))
+        Download::start(open, size, policy, &self.reporter, self.cancellation.clone())
     }
 }
 
@@ -533,6 +534,13 @@ mod tests {
             false => reply,
         });
         assert_reads(&store_at(&[&server]));
+        let is_first = AtomicBool::new(true);
+        let busy = serve(move |_, reply| match is_first.swap(false, Ordering::Relaxed) {
+            true => Reply::of(503, ""),
+            false => reply,
+        });
+        let forbidding = serve(|_, _| Reply::of(403, ""));
+        assert_eq!(store_at(&[&busy, &forbidding]).get(".cvmfspublished", 100).unwrap(), Some(b"manifest".to_vec()));
         let server = serve(|_, _| Reply::of(403, ""));
         let store = store_at(&[&server]);
         assert!(matches!(store.get(".cvmfspublished", 100), Err(StoreError::Status { status: 403, .. })));
