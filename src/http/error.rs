@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::is_distrust;
 use crate::shortage::is_from_shortage;
 
-/// An error of an HTTP request without a usable response. A response with an error status is no such error.
+/// A file or an environment variable that configures requests is not usable.
 #[derive(Debug, thiserror::Error)]
-pub enum HttpError {
-    /// A file with certificates cannot be read.
+pub enum ConfigurationError {
+    /// A file named in the settings or the environment cannot be read.
     #[error("cannot read {path:?}")]
     Read {
         /// The file.
@@ -19,7 +19,7 @@ pub enum HttpError {
         /// Error of the operating system.
         source: io::Error,
     },
-    /// A file with certificates is invalid. The message does not quote its content.
+    /// A file with credentials or certificates is invalid. The message does not quote its content.
     #[error("cannot use {path:?}: {fault}")]
     Invalid {
         /// The file.
@@ -27,14 +27,22 @@ pub enum HttpError {
         /// What is wrong with it.
         fault: &'static str,
     },
-    /// An environment variable with a proxy is invalid. The message does not quote its value.
+    /// An environment variable is invalid. The message does not quote its value.
     #[error("{variable} {fault}")]
     Variable {
         /// Name of the variable.
-        variable: &'static str,
+        variable: String,
         /// What is wrong with it.
         fault: &'static str,
     },
+}
+
+/// An error of an HTTP request without a usable response. A response with an error status is no such error.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// What configures the requests is not usable.
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
     /// The HTTP client cannot be created.
     #[error("cannot create the HTTP client")]
     Client(#[source] Box<dyn Error + Send + Sync>),
@@ -87,8 +95,7 @@ impl HttpError {
     /// Returns whether the cause of the error is at this machine: settings, or a shortage of resources.
     pub fn is_local(&self) -> bool {
         match self {
-            Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => true,
-            Self::Client(_) | Self::Thread(_) => true,
+            Self::Configuration(_) | Self::Client(_) | Self::Thread(_) => true,
             error => is_from_shortage(error),
         }
     }

@@ -25,7 +25,7 @@ use crate::observer::Reporter;
 use crate::shortage::{cause, is_from_shortage, is_refused_thread};
 use resolver::DnsResolver;
 
-pub use error::HttpError;
+pub use error::{ConfigurationError, HttpError};
 pub(crate) use response::{HttpResponse, read_until};
 use tls::tls;
 pub(crate) use transfer::{Download, DownloadPolicy, OpenedBlob, Retryable};
@@ -294,13 +294,13 @@ impl Proxies {
         }
     }
 
-    fn for_client(&self) -> Result<Vec<Proxy>, HttpError> {
-        let proxy = |variable: &'static str, text: &Option<String>, make: fn(String) -> reqwest::Result<Proxy>| {
+    fn for_client(&self) -> Result<Vec<Proxy>, ConfigurationError> {
+        let proxy = |variable: &str, text: &Option<String>, make: fn(String) -> reqwest::Result<Proxy>| {
             let Some(text) = text.as_ref().filter(|text| !text.is_empty()) else { return Ok(None) };
             // curl accepts proxies without a scheme, so existing environments contain them.
             let text = if text.contains("://") { text.clone() } else { format!("http://{text}") };
             let fault = "is not a valid proxy URL";
-            let made = make(text).map_err(|_| HttpError::Variable { variable, fault })?;
+            let made = make(text).map_err(|_| ConfigurationError::Variable { variable: variable.to_owned(), fault })?;
             Ok(Some(made.no_proxy(NoProxy::from_string(&format!("{},{LOOPBACK}", self.none_for)))))
         };
         let https = proxy("HTTPS_PROXY", &self.https, Proxy::https::<String>)?;

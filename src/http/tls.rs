@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::HttpError;
+use super::{ConfigurationError, HttpError};
 use crate::observer::Reporter;
 
 /// Returns the TLS configuration with the root certificates of the system and those in the file `certificates`.
@@ -29,9 +29,9 @@ pub(super) fn tls(certificates: Option<&Path>, reporter: &Reporter) -> Result<ru
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-fn add_certificates(roots: &mut rustls::RootCertStore, path: &Path) -> Result<(), HttpError> {
-    let text = std::fs::read(path).map_err(|source| HttpError::Read { path: path.to_owned(), source })?;
-    let invalid = |fault| HttpError::Invalid { path: path.to_owned(), fault };
+fn add_certificates(roots: &mut rustls::RootCertStore, path: &Path) -> Result<(), ConfigurationError> {
+    let text = std::fs::read(path).map_err(|source| ConfigurationError::Read { path: path.to_owned(), source })?;
+    let invalid = |fault| ConfigurationError::Invalid { path: path.to_owned(), fault };
     let before = roots.len();
     for certificate in CertificateDer::pem_slice_iter(&text) {
         let certificate = certificate.map_err(|_| invalid("it is not in PEM format"))?;
@@ -49,9 +49,18 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         for text in ["", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             std::fs::write(file.path(), text).unwrap();
-            assert!(matches!(tls(Some(file.path()), &Reporter::silent()), Err(HttpError::Invalid { .. })), "{text}");
+            assert!(
+                matches!(
+                    tls(Some(file.path()), &Reporter::silent()),
+                    Err(HttpError::Configuration(ConfigurationError::Invalid { .. }))
+                ),
+                "{text}"
+            );
         }
-        assert!(matches!(tls(Some(Path::new("/nonexistent")), &Reporter::silent()), Err(HttpError::Read { .. })));
+        assert!(matches!(
+            tls(Some(Path::new("/nonexistent")), &Reporter::silent()),
+            Err(HttpError::Configuration(ConfigurationError::Read { .. }))
+        ));
         assert!(tls(None, &Reporter::silent()).is_ok());
     }
 }

@@ -9,9 +9,9 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 
 use super::credentials::Credentials;
-use super::error::RegistryError;
 use super::settings::Secret;
 use crate::file::open_regular;
+use crate::http::ConfigurationError;
 
 /// Maximum size of a credential file in bytes.
 const MAX_AUTH_FILE: u64 = 1 << 20;
@@ -42,7 +42,7 @@ struct Entry {
 
 impl AuthFile {
     /// Reads a file. Returns `None` if it does not exist.
-    pub(super) fn open(path: &Path) -> Result<Option<Self>, RegistryError> {
+    pub(super) fn open(path: &Path) -> Result<Option<Self>, ConfigurationError> {
         let file = match open_regular(path) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(None);
@@ -52,8 +52,8 @@ impl AuthFile {
         let mut text = Vec::new();
         // One byte above the limit shows that the file is too large.
         file.and_then(|file| file.take(MAX_AUTH_FILE + 1).read_to_end(&mut text))
-            .map_err(|source| RegistryError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text).map(Some).map_err(|fault| RegistryError::Invalid { path: path.to_owned(), fault })
+            .map_err(|source| ConfigurationError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).map(Some).map_err(|fault| ConfigurationError::Invalid { path: path.to_owned(), fault })
     }
 
     /// Parses a file. The error message quotes no content of the file, which may be secret.

@@ -19,6 +19,7 @@ use super::error::RegistryError;
 use super::helper;
 use super::settings::{RegistriesSettings, Secret};
 use crate::file::open_regular;
+use crate::http::ConfigurationError;
 
 /// User name that marks the password as an identity token, in the convention of Docker's credential helpers.
 const TOKEN_USER: &str = "<token>";
@@ -205,12 +206,12 @@ fn keys(host: &str, repository: &str) -> Vec<String> {
 fn read_password(path: &Path) -> Result<String, RegistryError> {
     let mut bytes = Vec::new();
     let read = open_regular(path).and_then(|file| file.take(MAX_PASSWORD_FILE).read_to_end(&mut bytes));
-    read.map_err(|source| RegistryError::Read { path: path.to_owned(), source })?;
+    read.map_err(|source| ConfigurationError::Read { path: path.to_owned(), source })?;
     let fault = "it contains no password";
     let text = String::from_utf8(bytes).ok();
     // Editors and `echo` write a line end, which is not part of the password. Spaces may be part of it.
     let password = text.as_deref().map(|text| text.trim_end_matches(['\r', '\n'])).filter(|text| !text.is_empty());
-    password.map(str::to_owned).ok_or_else(|| RegistryError::Invalid { path: path.to_owned(), fault })
+    password.map(str::to_owned).ok_or_else(|| ConfigurationError::Invalid { path: path.to_owned(), fault }.into())
 }
 
 #[cfg(test)]

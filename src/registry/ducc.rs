@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::credentials::Credentials;
 use super::error::RegistryError;
+use crate::http::ConfigurationError;
 
 /// Returns the value of an environment variable.
 pub type EnvironmentLookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -72,7 +73,7 @@ fn proxy_access(text: &str) -> Option<Access> {
 }
 
 fn fault(variable: &str, fault: &'static str) -> RegistryError {
-    RegistryError::Variable { variable: variable.to_owned(), fault }
+    ConfigurationError::Variable { variable: variable.to_owned(), fault }.into()
 }
 
 impl DuccRegistry {

@@ -1,12 +1,11 @@
 //! Errors of the registry client. No message contains credentials or the query of a URL.
 
 use std::fmt;
-use std::io::{self, Read as _};
-use std::path::PathBuf;
+use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use crate::cancel::Cancelled;
-use crate::http::{HttpError, HttpResponse, read_until};
+use crate::http::{ConfigurationError, HttpError, HttpResponse, read_until};
 use crate::image::Digest;
 use crate::message::quoted;
 use crate::shortage::is_from_shortage;
@@ -34,30 +33,9 @@ pub enum RegistryError {
         /// The name.
         name: String,
     },
-    /// A file named in the settings or the environment cannot be read.
-    #[error("cannot read {path:?}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Error of the operating system.
-        source: io::Error,
-    },
-    /// A file with credentials or certificates is invalid. The message does not quote its content.
-    #[error("cannot use {path:?}: {fault}")]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        fault: &'static str,
-    },
-    /// An environment variable is invalid. The message does not quote its value.
-    #[error("{variable} {fault}")]
-    Variable {
-        /// Name of the variable.
-        variable: String,
-        /// What is wrong with it.
-        fault: &'static str,
-    },
+    /// A file or an environment variable with credentials is not usable.
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
     /// A credential helper failed.
     #[error("cannot get credentials for {host} from '{program}': {fault}")]
     Helper {
@@ -280,7 +258,7 @@ impl RegistryError {
             Self::Http(_) | Self::Link { .. } | Self::NotFound { .. } => true,
             Self::Unauthorized { .. } | Self::Challenge { .. } | Self::Status { .. } => true,
             Self::WrongDigest { .. } | Self::Range { .. } => true,
-            Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => false,
+            Self::Settings { .. } | Self::Configuration(_) => false,
             Self::Helper { .. } | Self::Url(_) | Self::PushToDigest { .. } => false,
             Self::Cancelled(_) | Self::Parked { .. } | Self::GivenUp { .. } | Self::ListTooSlow { .. } => false,
         }
@@ -301,7 +279,7 @@ impl RegistryError {
     /// shortage of resources.
     pub fn is_local(&self) -> bool {
         match self {
-            Self::Settings { .. } | Self::Read { .. } | Self::Invalid { .. } | Self::Variable { .. } => true,
+            Self::Settings { .. } | Self::Configuration(_) => true,
             Self::Helper { .. } | Self::PushToDigest { .. } => true,
             Self::Http(error) => error.is_local(),
             error => is_from_shortage(error),
@@ -328,6 +306,8 @@ impl RegistryError {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]

@@ -13,7 +13,9 @@ use super::exchange::Call;
 use super::{
     MANIFEST_TYPES, Registries, RegistriesSettings, RegistryError, RetryBudget, Transport, content_digest, document,
 };
-use crate::http::{HttpError, HttpResponse, RequestBody, is_same_origin, redacted, redirect_target};
+use crate::http::{
+    ConfigurationError, HttpError, HttpResponse, RequestBody, is_same_origin, redacted, redirect_target,
+};
 use crate::image::{Digest, ImageName, ImageReference};
 
 /// Environment variable with the password for pushing, as in DUCC.
@@ -60,7 +62,7 @@ impl Registries {
         let registries = Self::new(settings, environment)?;
         let password = environment(PASSWORD).filter(|password| !password.is_empty()).map(|password| {
             let fault = "is not valid UTF-8";
-            password.into_string().map_err(|_| RegistryError::Variable { variable: PASSWORD.to_owned(), fault })
+            password.into_string().map_err(|_| ConfigurationError::Variable { variable: PASSWORD.to_owned(), fault })
         });
         Ok(match (login, password.transpose()?) {
             (Some((host, user)), Some(password)) => {
