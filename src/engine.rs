@@ -13,11 +13,11 @@ use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::manifest::Signer;
 use crate::metadata::Timestamp;
 use crate::observer::Reporter;
-use crate::publish::Publisher;
+use crate::publish::{LockedCommitter, Publisher};
 use crate::registry::Registries;
 use crate::settings::Settings;
 use crate::state::StateDatabase;
-use crate::store::DirectoryStore;
+use crate::store::SharedWritableStore;
 use crate::threads::{self, ThreadsError};
 
 /// Errors from opening an engine.
@@ -43,7 +43,7 @@ pub struct Resources {
 /// Resources that all operations on one repository share.
 pub struct Engine {
     directory: RepositoryDirectory,
-    store: DirectoryStore,
+    store: SharedWritableStore,
     state: Arc<StateDatabase>,
     pool: ThreadPool,
     registries: Registries,
@@ -67,19 +67,19 @@ impl Engine {
         if let Some(warning) = directory.whitelist_warning(Timestamp::now()) {
             directory.reporter().warn(format_args!("{warning}"));
         }
-        let publisher = Publisher {
+        let publisher = Publisher::new(LockedCommitter {
             settings: directory.settings().clone(),
             signer: Signer::new(directory.keys()?, rng),
             server: directory.local_server()?,
-        };
-        let engine = Self::read_only(directory, directory.store()?, directory.state()?, resources)?;
+        });
+        let engine = Self::read_only(directory, directory.store()?.into(), directory.state()?, resources)?;
         Ok(Self { publisher: Some(publisher), ..engine })
     }
 
     /// Opens a repository read-only. New objects are written to `store`, which is not the store of the repository.
     pub(crate) fn read_only(
         directory: &RepositoryDirectory,
-        store: DirectoryStore,
+        store: SharedWritableStore,
         state: StateDatabase,
         resources: Resources,
     ) -> Result<Self, EngineError> {
@@ -110,7 +110,7 @@ impl Engine {
     }
 
     /// Returns the store that new objects are written to.
-    pub(crate) fn store(&self) -> &DirectoryStore {
+    pub(crate) fn store(&self) -> &SharedWritableStore {
         &self.store
     }
 

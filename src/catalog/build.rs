@@ -16,7 +16,7 @@ use crate::metadata::Metadata;
 use crate::object::{Compression, Content, ObjectKind};
 use crate::path::EntryPath;
 use crate::span::{BYTES, span};
-use crate::store::{Staging, Store as _, StoreError};
+use crate::store::{Staging, StoreError};
 use crate::tree::{Directory, Leaf, Node};
 
 /// Errors from storing a tree or changing a repository.

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     fn held() -> StoreError {
-        StoreError::InUse(RepositoryInUse { path: PathBuf::from("storage"), waited: Duration::ZERO })
+        StoreError::InUse(RepositoryInUse { place: "storage".to_owned(), waited: Duration::ZERO })
     }
 
     #[track_caller]

@@ -21,7 +21,7 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
     let (mut mounted, mut seen, mut complaint) = (mounted, None, None);
     loop {
         let Some(view) = view.upgrade() else { return };
-        let now = mounted.store().version(".cvmfspublished");
+        let now = mounted.store().read_file(".cvmfspublished").ok().flatten();
         if seen != now {
             match mounted.open_head().and_then(|head| mount_head(&view, &mounted, head, &notifier)) {
                 Ok(head) => (mounted, seen, complaint) = (head, now, None),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rsa::rand_core::CryptoRng;
 
-use super::{MANIFEST, PublishError, PublishOptions, Publisher, REFLOG, WHITELIST};
+use super::{LockedCommitter, MANIFEST, PublishError, REFLOG, WHITELIST};
 use crate::cancel::{Cancellation, FileRecorder, UnfinishedFiles};
 use crate::catalog::{CatalogReference, Editor};
 use crate::directory::{DirectoryError, RepositoryDirectory};
@@ -13,7 +13,7 @@ use crate::metadata::Timestamp;
 use crate::object::{HashAlgorithm, ObjectHash, ObjectKind};
 use crate::observer::Reporter;
 use crate::settings::Settings;
-use crate::store::{DirectoryStore, Staging, StoreError};
+use crate::store::{DirectoryStore, NewFile, Staging, StoreError};
 use crate::threads;
 
 const MASTER_REPLICA_FILE: &str = ".cvmfs_master_replica";
@@ -70,7 +70,7 @@ pub fn create_provisional_repository(
 ) -> Result<(RepositoryDirectory, UnfinishedFiles), PublishError> {
     let (directory, unfinished) = build_repository(path, new, rng, reporter, cancellation)?;
     let (built, directory) = (directory.path().to_owned(), directory.at(path));
-    let manifest = directory.storage_path().join(MANIFEST);
+    let manifest = DirectoryStore::at(&directory.storage_path()).path(MANIFEST);
     unfinished.finish_provisionally(path, &manifest, || move_into_place(&built, path))?;
     Ok((directory, unfinished))
 }
@@ -154,15 +154,13 @@ fn publish_first_revision(
     let whitelist = signer.sign_whitelist(&whitelist)?;
     let store = store.with_reporter(directory.reporter()).with_cancellation(directory.cancellation());
     let staging = Staging::start(&store)?.with_algorithm(algorithm);
-    let files: [(&str, &[u8]); 2] = [(WHITELIST, &whitelist), (MASTER_REPLICA_FILE, MASTER_REPLICA.as_bytes())];
+    let files = [NewFile::new(WHITELIST, &whitelist), NewFile::new(MASTER_REPLICA_FILE, MASTER_REPLICA.as_bytes())];
     fail_on_late_errors(staging.replace_files(&files, None)?)?;
     let root = Editor::create(&staging, settings.compression, now)?.write(FIRST_REVISION)?;
     let meta_info = staging.put_database(ObjectKind::MetaInfo, &MetaInfo::default().write())?;
     let manifest = first_manifest(directory.name(), root, meta_info, now);
-    let publisher = Publisher { settings: settings.clone(), signer, server: None };
-    let options = PublishOptions { now, ..PublishOptions::default() };
-    // The directory is not visible to clients yet.
-    fail_on_late_errors(publisher.replace_manifest(&staging, &options, manifest, root, None)?)
+    let committer = LockedCommitter { settings: settings.clone(), signer, server: None };
+    fail_on_late_errors(committer.replace_manifest(&staging, now, manifest, root, None)?)
 }
 
 fn write_keys(
@@ -184,12 +182,13 @@ fn create_store(directory: &RepositoryDirectory, unfinished: &UnfinishedFiles) -
         recorder.record_missing_parents(&storage);
         recorder.record_new(&storage);
         let names = ["data", WHITELIST, MASTER_REPLICA_FILE, REFLOG, MANIFEST];
-        names.into_iter().for_each(|name| recorder.record_new(&storage.join(name)));
+        let store = DirectoryStore::at(&storage);
+        names.into_iter().for_each(|name| recorder.record_new(&store.path(name)));
         DirectoryStore::create(&storage)
     })?)
 }
 
-/// Returns the manifest of the first revision, without the objects that [`Publisher::replace_manifest`] stores.
+/// Returns the manifest of the first revision, without the objects that [`LockedCommitter::replace_manifest`] stores.
 fn first_manifest(
     name: &RepositoryName,
     root: CatalogReference,

@@ -7,6 +7,7 @@
 mod commit;
 mod edit_list;
 mod init;
+mod locked;
 
 use crate::catalog::{BuildError, CatalogReference, HistoryError, StoredTree};
 use crate::directory::DirectoryError;
@@ -18,10 +19,11 @@ use crate::repository::RepositoryError;
 use crate::store::StoreError;
 use crate::threads::ThreadsError;
 
-pub use commit::{PublishOptions, Publisher};
-pub(crate) use commit::{check_clock, repair_root_objects, write_catalogs};
+pub use commit::{Commit, Committer, PublishOptions, Publisher};
+pub(crate) use commit::{check_clock, write_catalogs};
 pub use edit_list::{EditError, EditList};
 pub use init::{NewRepository, create_provisional_repository, create_repository};
+pub use locked::LockedCommitter;
 
 /// Errors because of which nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -159,3 +161,6 @@ impl AfterPublication {
 const MANIFEST: &str = ".cvmfspublished";
 const REFLOG: &str = ".cvmfsreflog";
 const WHITELIST: &str = ".cvmfswhitelist";
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Checks that reused trees are complete: that the store has every catalog, and every object that the catalogs name.
 //!
 //! A tree that this repository directory published counts as complete as long as only its own runs have changed the directories of
-//! objects (see [`crate::store::ObjectDirectoryStates`]). Of any other tree, each object is checked.
+//! objects (see [`crate::store::ObjectsVersion`]). Of any other tree, each object is checked.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard};
@@ -15,7 +15,7 @@ use crate::layout;
 use crate::object::{ContentObjects, ObjectHash, ObjectKind};
 use crate::path::EntryPath;
 use crate::repository::{Repository, RepositoryError};
-use crate::store::{Store as _, StoreError};
+use crate::store::StoreError;
 
 /// The objects that a published tree lacks.
 #[derive(Debug, Default)]

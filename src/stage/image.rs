@@ -109,7 +109,7 @@ impl Stager<'_> {
             self.reporter().info(format_args!("{place}: reading {} of {} layers", plan.layers_to_read, plan.layers));
             if let Some(left) = self.staging.store().free_bytes().filter(|left| *left < plan.bytes_to_read) {
                 let (left, needed) = (ByteSize(left), ByteSize(plan.bytes_to_read));
-                let storage = self.staging.store().root().display();
+                let storage = self.staging.store().address("data");
                 self.reporter().warn(format_args!(
                     "{place}: the file system of '{storage}' has {left} of free space, but the compressed layers have a size of {needed}"
                 ));

@@ -22,7 +22,7 @@ use crate::layer::{EntryKind, LayerEntry, LayerSummary, NodeKind};
 use crate::message::causes;
 use crate::object::{Content, ContentObjects, ObjectKind};
 use crate::source::ImageLayer;
-use crate::store::{Staging, Store as _};
+use crate::store::Staging;
 
 /// Age after which a file is deleted: the conversion is unlikely to be repeated.
 const MAX_AGE: Duration = Duration::from_secs(14 * 24 * 3600);

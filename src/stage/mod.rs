@@ -32,7 +32,7 @@ use crate::repository::RepositoryError;
 use crate::settings::Settings;
 use crate::source::{NamingError, SourceError};
 use crate::state::{ContentIndex, IndexError, StateError, StoredTreeNote};
-use crate::store::{Staging, StoreError};
+use crate::store::{ObjectsVersion, Staging, StoreError};
 use crate::tree::ApplyError;
 use layer_cache::LayerCache;
 
@@ -141,7 +141,7 @@ pub(crate) struct Stager<'e> {
 impl<'e> Stager<'e> {
     /// Prepares to stage images.
     pub(crate) fn start(engine: &'e Engine, options: StageOptions, registries: Registries) -> Result<Self, StageError> {
-        let staging = Staging::start(engine.store())?.with_algorithm(engine.directory().hash_algorithm());
+        let staging = Staging::start(engine.store().clone())?.with_algorithm(engine.directory().hash_algorithm());
         let staging = Arc::new(staging);
         let state = engine.state();
         let layer_cache = engine.publisher().is_some().then(|| {
@@ -154,7 +154,7 @@ impl<'e> Stager<'e> {
             options,
             registries,
             index: ContentIndex::open(Arc::clone(state))?,
-            epoch: state.begin_epoch(&staging.directory_states().to_bytes())?,
+            epoch: state.begin_epoch(staging.objects_version().as_bytes())?,
             staging,
             tree_notes: Mutex::default(),
             complete_trees: Mutex::default(),
@@ -185,8 +185,9 @@ impl Drop for Stager<'_> {
     fn drop(&mut self) {
         // A read-only operation leaves the state unchanged. After a panic, the state of the directories is unknown.
         if self.engine.publisher().is_some() && !std::thread::panicking() {
-            let states = self.staging.final_directory_states().map(|states| states.to_bytes());
-            if let Err(error) = self.engine.state().end_epoch(states.as_deref()) {
+            let version = self.staging.final_objects_version();
+            let version = version.as_ref().map(ObjectsVersion::as_bytes);
+            if let Err(error) = self.engine.state().end_epoch(version) {
                 self.reporter().debug(format_args!("{}", causes(&error)));
             }
         }

@@ -14,7 +14,7 @@ use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
 use tempfile::NamedTempFile;
 
 use super::content::hash_of;
-use super::{FileVersion, SharedStore, Store, StoreError, StoreListing};
+use super::{SharedStore, Store, StoreError, StoreListing};
 use crate::file::{open_regular, read_regular_up_to};
 use crate::object::{ObjectHash, ObjectKind};
 use crate::observer::Reporter;
@@ -190,10 +190,6 @@ impl Store for CachedStore {
         self.store.head(name)
     }
 
-    fn version(&self, name: &str) -> Option<FileVersion> {
-        self.store.version(name)
-    }
-
     fn servers(&self) -> Vec<SharedStore> {
         self.store.servers()
     }
@@ -278,7 +274,7 @@ mod tests {
         }
 
         fn remove(&self, hash: ObjectHash) {
-            fs::remove_file(self.below.root().join(hash.path(ObjectKind::File))).unwrap();
+            fs::remove_file(self.below.path(&hash.path(ObjectKind::File))).unwrap();
         }
 
         fn kept(&self) -> Vec<(String, u64)> {
@@ -298,7 +294,7 @@ mod tests {
     fn files_are_read_through_the_cache_and_again_from_it() {
         let fixture = Fixture::new();
         for (name, bytes) in crate::store::contract::files() {
-            fs::write(fixture.below.root().join(name), bytes).unwrap();
+            fs::write(fixture.below.path(&name), bytes).unwrap();
         }
         let cache = fixture.cache(1 << 20);
         crate::store::contract::assert_reads(&cache);
@@ -335,7 +331,7 @@ mod tests {
     fn damaged_object_of_the_store_is_not_kept() {
         let fixture = Fixture::new();
         let hash = fixture.put(b"stored");
-        fs::write(fixture.below.root().join(hash.path(ObjectKind::File)), "damaged").unwrap();
+        fs::write(fixture.below.path(&hash.path(ObjectKind::File)), "damaged").unwrap();
         let cache = fixture.cache(1 << 20);
         assert!(matches!(cache.read(hash, ObjectKind::File), Err(StoreError::WrongHash { .. })));
         assert!(matches!(cache.open_object(hash, ObjectKind::File), Err(StoreError::WrongHash { .. })));

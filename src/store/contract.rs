@@ -1,9 +1,13 @@
-//! What every store must do for its readers, as tests.
+//! What every store must do for readers and publishers, as tests.
+//!
+//! The integration tests compile this file, too, and run it on several file systems. Therefore it uses the public interface only.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
+use std::thread;
+use std::time::Duration;
 
-use super::{ContentError, ContentObject, Store, StoreError};
+use super::{ContentError, ContentObject, NewFile, ObjectName, SharedWritableStore, Staging, Store, StoreError};
 use crate::object::{Compression, Encoder, ObjectHash, ObjectKind, SizeLimit};
 
 /// Content of the objects of the contract.
@@ -43,12 +47,10 @@ fn assert_files(store: &dyn Store) {
     store.open(".cvmfspublished").unwrap().unwrap().read_to_string(&mut opened).unwrap();
     assert_eq!(opened, "manifest");
     assert!(store.address(".cvmfspublished").ends_with("/.cvmfspublished"));
-    assert_eq!(store.version(".cvmfspublished"), store.version(".cvmfspublished"));
-    assert!(store.version(".cvmfspublished").is_some());
     for missing in [".cvmfswhitelist", "data/00/missing"] {
         assert_eq!(store.get(missing, 100).unwrap(), None);
         assert_eq!(store.head(missing).unwrap(), None);
-        assert!(store.open(missing).unwrap().is_none() && store.version(missing).is_none());
+        assert!(store.open(missing).unwrap().is_none());
     }
 }
 
@@ -93,4 +95,127 @@ fn assert_damage(store: &dyn Store) {
     }
     let error = store.read_decoded(junk, ObjectKind::Catalog, SizeLimit::of(1000)).unwrap_err();
     assert!(matches!(error, StoreError::Undecodable { .. }) && error.is_damage(), "{error}");
+}
+
+/// Asserts what publishers require of a store, which must be empty.
+pub(crate) fn assert_writes(store: &SharedWritableStore) {
+    assert_objects_are_added(store);
+    assert_objects_are_deleted(store);
+    assert_runs_leave_nothing(store);
+    assert_files_are_replaced(store);
+    assert_locks(store);
+}
+
+fn assert_objects_are_added(store: &SharedWritableStore) {
+    let first = Staging::start(store.clone()).unwrap();
+    let hash = first.put_stored(ObjectKind::File, b"stored").unwrap();
+    first.put_stored(ObjectKind::File, b"stored").unwrap();
+    assert!(first.has(hash, ObjectKind::File).unwrap());
+    first.flush().unwrap();
+    store.sync().unwrap();
+    assert_eq!(store.read(hash, ObjectKind::File).unwrap(), b"stored");
+    assert_eq!((first.written().objects, first.written().bytes), (1, 6));
+    assert_eq!(first.first_vanished().unwrap(), None);
+    let second = Staging::start(store.clone()).unwrap();
+    second.put_stored(ObjectKind::File, b"stored").unwrap();
+    // The same bytes as another kind are another object.
+    second.put_stored(ObjectKind::Catalog, b"stored").unwrap();
+    second.flush().unwrap();
+    assert_eq!(second.written().objects, 1);
+    assert_eq!(store.renew(hash, ObjectKind::File).unwrap(), Some(6));
+    assert!(store.age(hash, ObjectKind::File).unwrap().unwrap() < Duration::from_secs(3600));
+    let missing = ObjectHash::of(b"missing");
+    assert_eq!(store.renew(missing, ObjectKind::File).unwrap(), None);
+    assert_eq!(store.age(missing, ObjectKind::File).unwrap(), None);
+    assert_threads_add_objects(store);
+}
+
+/// Asserts that threads which add the same objects return only when the objects exist.
+fn assert_threads_add_objects(store: &SharedWritableStore) {
+    let staging = Staging::start(store.clone()).unwrap();
+    let contents: Vec<Vec<u8>> = (0..64_u8).map(|number| vec![number; 1 << 12]).collect();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for bytes in &contents {
+                    let hash = staging.put_stored(ObjectKind::File, bytes).unwrap();
+                    staging.flush().unwrap();
+                    assert_eq!(&store.read(hash, ObjectKind::File).unwrap(), bytes);
+                }
+            });
+        }
+    });
+    assert_eq!(staging.written().objects, contents.len() as u64);
+}
+
+fn assert_objects_are_deleted(store: &SharedWritableStore) {
+    let add =
+        |staging: &Staging, bytes: &[u8]| (staging.put_stored(ObjectKind::File, bytes).unwrap(), ObjectKind::File);
+    let first = Staging::start(store.clone()).unwrap();
+    let objects: Vec<ObjectName> = (0..100_u8).map(|number| add(&first, &[number; 9])).collect();
+    first.flush().unwrap();
+    let before = first.final_objects_version().unwrap();
+    let second = Staging::start(store.clone()).unwrap();
+    assert_eq!(second.objects_version(), before, "no object was deleted since");
+    assert!(second.has(objects[0].0, ObjectKind::File).unwrap());
+    let (gone, kept) = objects.split_at(50);
+    store.delete(gone).unwrap();
+    store.delete(&[gone, &[(ObjectHash::of(b"missing"), ObjectKind::File)]].concat()).unwrap();
+    assert_eq!(second.first_vanished().unwrap(), Some(objects[0].0), "the run relies on it");
+    assert_eq!(second.final_objects_version(), None);
+    assert_ne!(store.objects_version(), before);
+    let exists = |(hash, kind): &ObjectName| store.stored_size(*hash, *kind).unwrap().is_some();
+    assert!(!gone.iter().any(exists) && kept.iter().all(exists));
+    let third = Staging::start(store.clone()).unwrap();
+    assert_eq!(add(&third, &[0; 9]), objects[0]);
+    third.flush().unwrap();
+    assert!(exists(&objects[0]));
+}
+
+/// Asserts that the objects of a run that were not flushed disappear with it.
+fn assert_runs_leave_nothing(store: &SharedWritableStore) {
+    let run = Staging::start(store.clone()).unwrap();
+    let hash = run.put_stored(ObjectKind::File, b"never flushed").unwrap();
+    drop(run);
+    assert_eq!(store.stored_size(hash, ObjectKind::File).unwrap(), None);
+    let mut left = 0;
+    if let Some(listing) = store.listing() {
+        listing.list("data/txn", &mut |_| left += 1).unwrap();
+    }
+    assert_eq!(left, 0);
+}
+
+fn assert_files_are_replaced(store: &SharedWritableStore) {
+    const NAME: &str = ".cvmfspublished";
+    let run = Staging::start(store.clone()).unwrap();
+    let replace =
+        |files: &[NewFile<'_>]| run.replace_files(files, None).map(|late| assert!(late.is_empty(), "{late:?}"));
+    let content = |name| store.read_file(name).unwrap();
+    replace(&[NewFile::new(NAME, b"first").replacing(None)]).unwrap();
+    assert_eq!(content(NAME).unwrap(), b"first");
+    replace(&[NewFile::new(".cvmfsreflog", b"log"), NewFile::new(NAME, b"second").replacing(Some(b"first"))]).unwrap();
+    assert_eq!((content(NAME).unwrap(), content(".cvmfsreflog").unwrap()), (b"second".to_vec(), b"log".to_vec()));
+    for outdated in [None, Some(&b"first"[..])] {
+        let files = [NewFile::new(".cvmfsreflog", b"other"), NewFile::new(NAME, b"third").replacing(outdated)];
+        let changed = replace(&files);
+        assert!(matches!(changed, Err(StoreError::Changed { .. })), "{changed:?}");
+        assert_eq!((content(NAME).unwrap(), content(".cvmfsreflog").unwrap()), (b"second".to_vec(), b"log".to_vec()));
+    }
+    replace(&[NewFile::new(NAME, b"third")]).unwrap();
+    assert_eq!(content(NAME).unwrap(), b"third");
+}
+
+fn assert_locks(store: &SharedWritableStore) {
+    let held = store.lock(Duration::ZERO).unwrap();
+    let refused = store.lock(Duration::from_millis(100));
+    assert!(
+        matches!(&refused, Err(StoreError::InUse(held)) if held.waited >= Duration::from_millis(100)),
+        "{refused:?}"
+    );
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| store.lock(Duration::from_secs(60)).map(drop));
+        drop(held);
+        waiting.join().unwrap().unwrap();
+    });
+    drop(store.lock(Duration::ZERO).unwrap());
 }

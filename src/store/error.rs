@@ -1,5 +1,6 @@
 //! Errors of stores.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -103,6 +104,12 @@ pub enum StoreError {
     /// Another publisher holds the lock.
     #[error("{0}")]
     InUse(#[source] RepositoryInUse),
+    /// Another program has replaced the file since it was read.
+    #[error("'{address}' was replaced by a program that ignores the lock of the repository: run strata again")]
+    Changed {
+        /// Path or URL of the file.
+        address: String,
+    },
     /// Replacing a file failed, and the file cannot be read to find out whether it was replaced nevertheless.
     #[error("cannot tell whether '{}' was replaced, because it cannot be read", path.display())]
     Unknown {
@@ -118,17 +125,17 @@ pub enum StoreError {
 /// This is always the last error in the chain of causes, and never wrapped as `transparent`: a transparent wrapper would
 /// hide it from the search through the chain that chooses the exit code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("another publisher has held '{}' for {} s; --wait sets how long strata waits for it", path.display(), waited.as_secs())]
+#[error("another publisher has held '{place}' for {} s; --wait sets how long strata waits for it", waited.as_secs())]
 pub struct RepositoryInUse {
-    /// The locked file or directory.
-    pub path: PathBuf,
+    /// Path or URL of what is locked.
+    pub place: String,
     /// How long this process waited.
     pub waited: Duration,
 }
 
 impl StoreError {
     /// Returns whether an object is missing, or its bytes do not match its name.
-    pub(crate) fn is_damage(&self) -> bool {
+    pub fn is_damage(&self) -> bool {
         match self {
             Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
             Self::Missing { .. } | Self::WrongHash { .. } | Self::Undecodable { .. } => true,
@@ -157,6 +164,11 @@ impl StoreError {
             Self::Read { .. } => self.is_obstacle(),
             _ => false,
         }
+    }
+
+    /// Returns the error for a lock of `place` that another publisher holds.
+    pub(super) fn in_use(place: impl fmt::Display, waited: Duration) -> Self {
+        Self::InUse(RepositoryInUse { place: place.to_string(), waited })
     }
 
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use reqwest::header::{CONTENT_LENGTH, HeaderValue, RANGE};
 use reqwest::{Method, Url};
 
-use super::{FileVersion, SharedStore, Store, StoreError, StoreListing};
+use super::{SharedStore, Store, StoreError, StoreListing};
 use crate::cancel::Cancellation;
 use crate::http::{
     Download, DownloadPolicy, Http, HttpError, HttpResponse, Proxies, Request, Retryable, TimeLimits, read_until,
@@ -382,11 +382,6 @@ impl Store for HttpStore {
 
     fn head(&self, name: &str) -> Result<Option<u64>, StoreError> {
         self.ask(name, |url| self.shared.size(url))
-    }
-
-    /// Requests the whole file, which should be small.
-    fn version(&self, name: &str) -> Option<FileVersion> {
-        self.read_file(name).ok().flatten().map(FileVersion)
     }
 
     fn servers(&self) -> Vec<SharedStore> {

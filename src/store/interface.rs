@@ -12,10 +12,6 @@ use crate::observer::Reporter;
 /// A store that several readers share.
 pub type SharedStore = Arc<dyn Store>;
 
-/// Identifies a version of a file: equal values mean that the file has not changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileVersion(pub(super) Vec<u8>);
-
 /// Maximum size in bytes of every file beside the objects, except the reflog.
 const MAX_SMALL_FILE: u64 = 64 << 10;
 
@@ -47,9 +43,6 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Returns the interface that lists the files, if this kind of storage can list them.
     fn listing(&self) -> Option<&dyn StoreListing>;
 
-    /// Returns a value that changes when a file changes; `None` if the file does not exist or cannot be read.
-    fn version(&self, name: &str) -> Option<FileVersion>;
-
     /// Returns the reporter to the observer of this store.
     fn reporter(&self) -> &Reporter;
 
@@ -63,9 +56,7 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// An empty file counts as missing, because other tools leave empty files after a crash. The only valid empty object is
     /// that of an empty file which is stored uncompressed.
     fn stored_size(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
-        // A zlib stream of no content still has 8 bytes, so only an uncompressed object can be empty.
-        let is_object = |size: &u64| *size > 0 || hash == hash.algorithm().hash(b"");
-        Ok(self.head(&hash.path(kind))?.filter(is_object))
+        Ok(self.head(&hash.path(kind))?.filter(|&size| is_object_size(size, hash)))
     }
 
     /// Opens an object. The caller must compare the bytes with the name.
@@ -131,4 +122,10 @@ pub trait Store: fmt::Debug + Send + Sync {
         self.open_object(hash, kind)
             .is_ok_and(|stored| content::hash_of(hash.algorithm(), stored).is_ok_and(|actual| actual == hash))
     }
+}
+
+/// Returns whether a file of this size can be the object with this hash.
+pub(super) fn is_object_size(size: u64, hash: ObjectHash) -> bool {
+    // A zlib stream of no content still has 8 bytes, so only an uncompressed object can be empty.
+    size > 0 || hash == hash.algorithm().hash(b"")
 }

@@ -18,8 +18,7 @@ use crate::manifest::RepositoryName;
 use crate::object::{HashAlgorithm, ObjectHash};
 use crate::observer::Reporter;
 
-use super::directory::LOCK_RETRY_INTERVAL;
-use super::{RepositoryInUse, StoreError};
+use super::{LOCK_RETRY_INTERVAL, StoreError};
 use crate::message::causes;
 
 /// A `cvmfs_server` that manages the same storage.
@@ -91,7 +90,7 @@ impl LocalServer {
                 match take_noted(take, &path, self)? {
                     Some(file) => break file,
                     None if start.elapsed() < wait => thread::sleep(LOCK_RETRY_INTERVAL),
-                    None => return Err(StoreError::InUse(RepositoryInUse { path, waited: start.elapsed() })),
+                    None => return Err(StoreError::in_use(path.display(), start.elapsed())),
                 }
             };
             held.push(HeldFile {

@@ -1,33 +1,20 @@
-//! Writes new objects into a store.
+//! Keeps account of the new objects of a run: which ones the store has, which ones are written, and which ones got lost.
 //!
-//! An object gets its name in `data/` only after its bytes are on disk, so that a crash never leaves a name without content. To
-//! avoid one `fsync` per file, objects are collected in a directory of the run and moved in batches, each after one `syncfs`. New
-//! versions of the files beside the objects are also written in that directory, so that all files which a killed run leaves are
-//! in one place.
+//! How objects are written and made durable is the task of the store (see [`StoreRun`]). An object gets its name in the store only
+//! after its bytes are durable, so that a crash never leaves a name without content. This is done in batches.
 
-mod replace;
-
-use std::collections::{BTreeSet, HashSet};
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::{self, Scope};
 
 use rayon::prelude::*;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 
-use super::directory_states::ObjectDirectoryStates;
-use super::file_system::{is_synced_as_a_whole, probe, sync_each};
-use super::runs::{create_run_directory, delete_dead_runs};
-use super::{DirectoryStore, Store as _, StoreError};
+use super::{NewFile, ObjectName, ObjectsVersion, SharedWritableStore, StoreError, StoreRun};
 use crate::object::{Compression, Content, ContentObjects, Encoder, HashAlgorithm, ObjectHash, ObjectKind, SizeLimit};
 use crate::span::span;
 
-/// Bytes that are collected before a batch is synced and moved.
+/// Bytes that are collected before a batch is made durable and gets its names.
 const BATCH_BYTES: u64 = 256 << 20;
 
 /// Number of objects that are looked up in the store before they are written, at the start of a run.
@@ -36,50 +23,36 @@ const INITIAL_LOOKUPS: u64 = 256;
 /// Number of additional lookups after each lookup that finds an object.
 const LOOKUPS_PER_HIT: u64 = 64;
 
-/// The new objects of one run, in `data/txn/strata-<process>-<number>/` until they are durable.
+/// The new objects of one run, and those of the store that it relies on.
 ///
-/// Several threads may add objects at the same time. Objects that were not flushed are deleted when the value is dropped. A
-/// killed run leaves its directory, which the next run deletes.
+/// Several threads may add objects at the same time. Objects that were not flushed are deleted when the value is dropped.
 #[derive(Debug)]
 pub struct Staging {
-    store: DirectoryStore,
+    store: SharedWritableStore,
+    run: Box<dyn StoreRun>,
     /// The hash algorithm of the names of new objects.
     algorithm: HashAlgorithm,
-    directory: PathBuf,
-    /// The run directory, kept locked so that other runs see that this one is alive.
-    _alive: File,
     state: Mutex<StagingState>,
     /// Notified when an object was written, or could not be written.
     written: Condvar,
     /// Notified when a batch is full, or the thread that moves batches must stop.
     full: Condvar,
-    /// Locked while a batch is moved.
-    moving: Mutex<MoveState>,
+    /// Locked while a batch is moved to its names.
+    moving: Mutex<()>,
     /// Whether the bytes of objects that exist already are compared with their names.
     compares_bytes: AtomicBool,
-    /// Whether one `syncfs` makes all files durable.
-    is_synced_as_a_whole: bool,
-}
-
-/// State that is shared by the threads that move batches.
-#[derive(Debug)]
-struct MoveState {
-    /// The states of the object directories at the start of this run, or after its last change of a directory.
-    states: ObjectDirectoryStates,
-    /// Whether another program has changed an object directory since the run began.
-    is_disturbed: bool,
 }
 
 #[derive(Debug, Default)]
 struct StagingState {
     /// Every object that this run wrote, or found in the store with the expected length or bytes.
-    known: HashSet<(ObjectHash, ObjectKind)>,
+    known: HashSet<ObjectName>,
     /// Objects that a thread is writing. No other thread may rely on them yet.
-    writing: HashSet<(ObjectHash, ObjectKind)>,
+    writing: HashSet<ObjectName>,
     /// Objects that were written but could not be moved. References to them are dangling.
-    lost: HashSet<(ObjectHash, ObjectKind)>,
+    lost: HashSet<ObjectName>,
     /// Objects that wait to be moved.
-    waiting: Vec<(ObjectHash, ObjectKind)>,
+    waiting: Vec<ObjectName>,
     waiting_bytes: u64,
     /// The number of the thread that moves batches, if one is running.
     mover: Option<u64>,
@@ -90,7 +63,7 @@ struct StagingState {
     /// The error of the thread that moves batches, until the error is reported.
     failure: Option<StoreError>,
     /// Objects that existed in the store before and that this run refers to.
-    relied_on: HashSet<(ObjectHash, ObjectKind)>,
+    relied_on: HashSet<ObjectName>,
     /// Number of objects that are still looked up in the store before they are written. The content index contains most
     /// objects of the store, so a lookup seldom finds one. Other existing objects are found when they are moved, at the cost
     /// of one superfluous write each.
@@ -147,43 +120,13 @@ impl StagingState {
 }
 
 impl Staging {
-    /// Starts a run: deletes the directories of dead runs in `data/txn`, and creates a new one.
-    pub fn start(store: &DirectoryStore) -> Result<Self, StoreError> {
-        let transactions = store.root().join("data/txn");
-        delete_dead_runs(&transactions, store.reporter())?;
-        // The directory is created and recorded under one lock, so that an interruption sees either both or neither.
-        let mut temporary = store.cancellation().temporary_files();
-        let (directory, alive) = create_run_directory(&transactions)?;
-        temporary.start(&directory);
-        drop(temporary);
-        if let Err(error) = probe(&directory, store.reporter()) {
-            fs::remove_dir_all(&directory).ok();
-            store.cancellation().temporary_files().end(&directory);
-            return Err(error);
-        }
-        let is_synced_as_a_whole = is_synced_as_a_whole(&directory)?;
-        // Threads that create files in the same directory block each other. Therefore there are 16.
-        for digit in 0..16 {
-            let path = directory.join(format!("{digit:x}"));
-            fs::create_dir(&path).map_err(StoreError::io("create", &path))?;
-        }
-        // In a layered store, objects of the lower store do not block a rename, so every object must be looked up.
-        let lookups_left = if store.is_layered() { u64::MAX } else { INITIAL_LOOKUPS };
-        let state = Mutex::new(StagingState { lookups_left, ..StagingState::default() });
-        let moving = Mutex::new(MoveState { states: store.directory_states(), is_disturbed: false });
-        let (written, full, compares_bytes) = Default::default();
-        Ok(Self {
-            store: store.clone(),
-            algorithm: HashAlgorithm::default(),
-            directory,
-            _alive: alive,
-            state,
-            written,
-            full,
-            moving,
-            compares_bytes,
-            is_synced_as_a_whole,
-        })
+    /// Starts a run in `store`.
+    pub fn start(store: impl Into<SharedWritableStore>) -> Result<Self, StoreError> {
+        let store = store.into();
+        let state = Mutex::new(StagingState { lookups_left: INITIAL_LOOKUPS, ..StagingState::default() });
+        let (written, full, moving, compares_bytes) = Default::default();
+        let (run, algorithm) = (store.start_run()?, HashAlgorithm::default());
+        Ok(Self { store, run, algorithm, state, written, full, moving, compares_bytes })
     }
 
     /// Returns the same run, which names new objects by `algorithm`. Without this, it names them by SHA-1.
@@ -209,20 +152,16 @@ impl Staging {
         self.compares_bytes.load(Ordering::Relaxed)
     }
 
-    /// Returns the states of the object directories: at the start of this run, or after its last change of a directory.
-    pub fn directory_states(&self) -> ObjectDirectoryStates {
-        self.moving().states.clone()
+    /// Returns the version of the store's objects: at the start of this run, or after its last change.
+    pub fn objects_version(&self) -> ObjectsVersion {
+        self.run.objects_version()
     }
 
-    /// Returns the states of the object directories, or `None` if another program has changed one of them during the run.
-    /// Any later change yields different states.
-    pub fn final_directory_states(&self) -> Option<ObjectDirectoryStates> {
-        let moving = self.moving();
-        let is_as_left = !moving.is_disturbed && self.store.directory_states() == moving.states;
-        is_as_left.then(|| {
-            moving.states.wait_for_tick();
-            moving.states.clone()
-        })
+    /// Returns the version of the store's objects, or `None` if an object may have been deleted during the run. Any later deletion
+    /// yields another version.
+    pub fn final_objects_version(&self) -> Option<ObjectsVersion> {
+        let _moving = self.moving();
+        self.run.final_objects_version()
     }
 
     /// Starts a thread that moves batches as they become full, so that threads which add objects do not wait for the disk.
@@ -258,15 +197,14 @@ impl Staging {
             }
             state.moves_partial_batch = false;
             drop(state);
-            let mut moving = self.moving();
-            if let Err(error) = self.move_waiting(&mut moving) {
+            if let Err(error) = self.try_flush() {
                 self.state().failure = Some(error);
             }
         }
     }
 
     /// Returns the store that receives the objects.
-    pub fn store(&self) -> &DirectoryStore {
+    pub fn store(&self) -> &SharedWritableStore {
         &self.store
     }
 
@@ -311,18 +249,17 @@ impl Staging {
         let is_looked_up = {
             let mut state = self.state();
             // The length of an object in `relied_on` may be unverified, so such an object is always looked up again.
-            state.take_lookup() || state.relied_on.contains(&(hash, kind)) || self.compares_bytes()
+            state.take_lookup()
+                || state.relied_on.contains(&(hash, kind))
+                || self.compares_bytes()
+                || self.run.overwrites_unnoticed()
         };
         if is_looked_up && self.is_right(hash, kind, Some(stored.len() as u64))? {
             self.state().record_hit(hash, kind);
             return Ok(());
         }
-        let path = self.staged_path(hash, kind);
         let _writing = span!("write", stored.len());
-        if let Err(error) = write_new(&path, stored) {
-            fs::remove_file(&path).ok();
-            return Err(error);
-        }
+        self.run.write((hash, kind), stored)?;
         let mut state = self.state();
         state.waiting.push((hash, kind));
         state.waiting_bytes += stored.len() as u64;
@@ -416,7 +353,7 @@ impl Staging {
             return Ok(Some(*hash));
         }
         let relied_on: Vec<_> = self.state().relied_on.iter().copied().collect();
-        let vanished = |&(hash, kind): &(ObjectHash, ObjectKind)| match self.store.renew(hash, kind) {
+        let vanished = |&(hash, kind): &ObjectName| match self.store.renew(hash, kind) {
             Ok(Some(_)) => None,
             Ok(None) => Some(Ok(hash)),
             Err(error) => Some(Err(error)),
@@ -442,8 +379,7 @@ impl Staging {
     /// Moves every object that was added before the call to its final name. After that the objects can be read, and remain in the
     /// store.
     ///
-    /// The new names themselves are durable after the next [`DirectoryStore::sync`], or at once on a file system where
-    /// `syncfs` has no effect.
+    /// The new names themselves are durable after the next [`WritableStore::sync`](super::WritableStore::sync).
     pub fn flush(&self) -> Result<(), StoreError> {
         self.try_flush()?;
         self.state().failure.take().map_or(Ok(()), Err)
@@ -451,14 +387,7 @@ impl Staging {
 
     /// Moves objects like [`Self::flush`], but does not return earlier errors; the next [`Self::flush`] returns them.
     pub fn try_flush(&self) -> Result<(), StoreError> {
-        self.move_waiting(&mut self.moving())
-    }
-
-    fn moving(&self) -> MutexGuard<'_, MoveState> {
-        self.moving.lock().expect("no thread panics while it moves a batch")
-    }
-
-    fn move_waiting(&self, moving: &mut MoveState) -> Result<(), StoreError> {
+        let _moving = self.moving();
         let batch = {
             let mut state = self.state();
             state.waiting_bytes = 0;
@@ -467,7 +396,7 @@ impl Staging {
         if batch.is_empty() {
             return Ok(());
         }
-        let moved = self.move_batch(&batch, moving);
+        let moved = self.run.name_objects(&batch, &|object, size| self.keeps_existing(object, size));
         if moved.is_err() {
             // Objects that were moved before the error are found in the store again. The others must be written again.
             let mut state = self.state();
@@ -476,64 +405,32 @@ impl Staging {
                 state.lost.insert(*object);
             }
             drop(state);
-            batch.iter().for_each(|&(hash, kind)| drop(fs::remove_file(self.staged_path(hash, kind))));
+            self.run.discard(&batch);
         }
         moved
     }
 
-    fn move_batch(&self, batch: &[(ObjectHash, ObjectKind)], moving: &mut MoveState) -> Result<(), StoreError> {
-        {
-            let _syncing = span!("sync");
-            match self.is_synced_as_a_whole {
-                // One `syncfs` for the whole batch: at 3,300 `fsync`s a second (ext4), an image of 150,000 files would take
-                // 45 s longer.
-                true => self.store.sync()?,
-                false => {
-                    let paths: Vec<PathBuf> = batch.iter().map(|&(hash, kind)| self.staged_path(hash, kind)).collect();
-                    sync_each(&paths, self.store.cancellation())?;
-                }
-            }
+    /// Returns whether an object that exists under the name of a new one stays, and counts it as found instead of written.
+    fn keeps_existing(&self, (hash, kind): ObjectName, size: u64) -> Result<bool, StoreError> {
+        if self.is_right(hash, kind, Some(size))? {
+            let mut state = self.state();
+            state.record_hit(hash, kind);
+            state.written.objects -= 1;
+            state.written.bytes -= size;
+            return Ok(true);
         }
-        let _naming = span!("rename");
-        let directories: BTreeSet<u8> = batch.iter().map(|(hash, _)| hash.as_bytes()[0]).collect();
-        let mut found = moving.states.clone();
-        found.reread(self.store.root(), directories.iter().copied());
-        // Read before the first rename, which changes the states itself.
-        moving.is_disturbed |= found != moving.states;
-        let moved = batch.iter().try_for_each(|&(hash, kind)| self.move_object(hash, kind));
-        moving.states.reread(self.store.root(), directories.iter().copied());
-        moved?;
-        // The new names are durable only with their directories, which no later `syncfs` makes durable on this file system.
-        if !self.is_synced_as_a_whole {
-            let path = |byte| self.store.root().join(format!("data/{byte:02x}"));
-            sync_each(&directories.into_iter().map(path).collect::<Vec<_>>(), self.store.cancellation())?;
-        }
-        Ok(())
+        let address = self.store.address(&hash.path(kind));
+        self.store.reporter().warn(format_args!("object '{address}' is damaged; it is replaced"));
+        Ok(false)
     }
 
-    /// Moves an object to its final name, unless an object of that name and the same length exists.
-    fn move_object(&self, hash: ObjectHash, kind: ObjectKind) -> Result<(), StoreError> {
-        let (staged, path) = (self.staged_path(hash, kind), self.store.object_path(hash, kind));
-        // One call tests for an existing object and renames. A lookup before each write took a fifth of the time of writing.
-        match renameat_with(CWD, &staged, CWD, &path, RenameFlags::NOREPLACE) {
-            Ok(()) => return Ok(()),
-            Err(Errno::EXIST) => {
-                let size = fs::metadata(&staged).map_err(StoreError::io("read", &staged))?.len();
-                if self.is_right(hash, kind, Some(size))? {
-                    fs::remove_file(&staged).map_err(StoreError::io("delete", &staged))?;
-                    let mut state = self.state();
-                    state.record_hit(hash, kind);
-                    state.written.objects -= 1;
-                    state.written.bytes -= size;
-                    return Ok(());
-                }
-                self.store.reporter().warn(format_args!("object '{}' is damaged; it is replaced", path.display()));
-            }
-            // Many network file systems do not support `RENAME_NOREPLACE`. There, existing objects must be found before they
-            // are written.
-            Err(_) => self.state().lookups_left = u64::MAX,
-        }
-        fs::rename(&staged, &path).map_err(StoreError::io("create", &path))
+    fn moving(&self) -> MutexGuard<'_, ()> {
+        self.moving.lock().expect("no thread panics while it moves a batch")
+    }
+
+    /// Replaces files beside the objects, see [`StoreRun::replace_files`].
+    pub fn replace_files(&self, files: &[NewFile<'_>], revision: Option<u64>) -> Result<Vec<StoreError>, StoreError> {
+        self.run.replace_files(files, revision)
     }
 
     /// Returns the number and size of the objects that this run has added so far.
@@ -544,29 +441,6 @@ impl Staging {
     fn state(&self) -> MutexGuard<'_, StagingState> {
         self.state.lock().expect("no thread panics while it holds the list of objects")
     }
-
-    fn staged_path(&self, hash: ObjectHash, kind: ObjectKind) -> PathBuf {
-        let name = hash.to_string();
-        self.directory.join(&name[..1]).join(format!("{name}{}", kind.suffix()))
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // The deletion may take long, so an interruption does not wait for it, and deletes the remaining files itself.
-        let removed = fs::remove_dir_all(&self.directory);
-        self.store.cancellation().temporary_files().end(&self.directory);
-        if let Err(error) = removed {
-            self.store.reporter().warn(format_args!("cannot delete '{}': {error}", self.directory.display()));
-        }
-    }
-}
-
-fn write_new(path: &Path, bytes: &[u8]) -> Result<File, StoreError> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path);
-    let mut file = file.map_err(StoreError::io("create", path))?;
-    file.write_all(bytes).map_err(StoreError::io("write", path))?;
-    Ok(file)
 }
 
 #[cfg(test)]

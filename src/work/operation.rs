@@ -14,7 +14,7 @@ use crate::layout::{ImagePlace, LossList, MAX_LOSSES_SIZE};
 use crate::message::causes;
 use crate::observer::Reporter;
 use crate::progress::Progress;
-use crate::publish::{Edit, Publication, PublishOptions, check_clock, repair_root_objects};
+use crate::publish::{Edit, Publication, PublishOptions, check_clock};
 use crate::registry::Registries;
 use crate::repository::Repository;
 use crate::revise::{self, Changes};
@@ -22,7 +22,7 @@ use crate::settings::Settings;
 use crate::source::Image;
 use crate::stage::{ImageOptions, ResolvedImage, StageOptions, StagedImage, Stager};
 use crate::state::StateDatabase;
-use crate::store::WrittenObjects;
+use crate::store::{SharedStore, WrittenObjects};
 
 /// An operation that stages images and publishes them.
 pub(crate) struct Operation<'e> {
@@ -44,8 +44,7 @@ impl<'e> Operation<'e> {
     ) -> Result<Self, ConvertError> {
         let stager = Stager::start(engine, stage, registries)?;
         if let Some(publisher) = engine.publisher() {
-            // Without these objects, neither the head nor a new revision can be read.
-            repair_root_objects(stager.staging(), publisher.signer.keys())?;
+            publisher.repair_head(stager.staging())?;
         }
         Ok(Self { engine, stager, dry_run: stage.dry_run, publish, head: Mutex::default() })
     }
@@ -75,7 +74,7 @@ impl<'e> Operation<'e> {
         let mut last = self.head.lock().expect("no thread panics while it opens a head");
         let head = match &*last {
             Some(last) => last.open_head()?,
-            None => Repository::open(self.engine.store().clone(), self.engine.directory().name())?,
+            None => Repository::open(self.engine.store().clone() as SharedStore, self.engine.directory().name())?,
         };
         Ok(last.insert(head).clone())
     }

@@ -4,7 +4,6 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,7 +22,9 @@ use crate::publish::write_catalogs;
 use crate::repository::{Repository, RepositoryError, Row};
 use crate::revise::{self, Changes};
 use crate::stage::{ImageOutcome, Request, StagedImage};
-use crate::store::{DirectoryStore, Staging, Store as _, StoreError, WrittenObjects};
+use crate::store::{
+    DirectoryStore, LayeredStore, SharedWritableStore, Staging, Store, StoreError, StoreListing, WrittenObjects,
+};
 
 /// The result of a rehearsal. When it is dropped, the temporary directory with the new objects is deleted.
 #[derive(Debug)]
@@ -90,7 +91,9 @@ pub fn rehearse(
     let store = directory.store().map_err(EngineError::from)?;
     let unfinished = directory.cancellation().unfinished_files();
     let (home, lock) = create_temporary_directory(&unfinished)?;
-    let layered = unfinished.make(|_| store.layered(&home.join("storage")))?;
+    let upper = unfinished.make(|_| DirectoryStore::create(&home.join("storage")))?;
+    let upper = upper.with_reporter(directory.reporter()).with_cancellation(directory.cancellation());
+    let layered: SharedWritableStore = LayeredStore::new(&upper, &store).into();
     let engine = Engine::read_only(
         directory,
         layered.clone(),
@@ -110,9 +113,8 @@ pub fn rehearse(
     let before = flat_of(&head, &link)?;
     let after = flat_of(&next, &link)?;
     let digests = staged.image.layers.iter().map(|layer| layer.digest);
-    let layers = layer_costs(digests, &head, &next, &store, &layered)?;
-    let storage = home.join("storage");
-    let catalogs = new_catalogs(&storage).map_err(StoreError::io("list", &storage))?;
+    let layers = layer_costs(digests, &head, &next, &store, &*layered)?;
+    let catalogs = new_catalogs(&upper)?;
     let outcome = staged.outcome;
     let _directory = (unfinished, lock);
     Ok(Rehearsal { outcome, before, after, head, next, changes, written, catalogs, layers, _directory })
@@ -125,7 +127,7 @@ fn next_revision(
     head: &Repository,
     staged: &StagedImage,
     now: Timestamp,
-    layered: &DirectoryStore,
+    layered: &SharedWritableStore,
 ) -> Result<Option<Repository>, ConvertError> {
     let settings = engine.settings();
     let changes = Changes { images: std::slice::from_ref(staged), ..Changes::default() };
@@ -134,8 +136,8 @@ fn next_revision(
         if edits.is_empty() {
             return Ok(None);
         }
-        let (_, root) = write_catalogs(staging, settings, now, head, edits)?;
-        Ok(Some(head.open_root(layered.clone().into(), root)))
+        let next = write_catalogs(staging, settings, now, head, edits)?;
+        Ok(Some(head.open_root(layered.clone(), next.root)))
     })
 }
 
@@ -181,8 +183,8 @@ fn layer_costs(
     digests: impl Iterator<Item = Digest>,
     head: &Repository,
     next: &Repository,
-    store: &DirectoryStore,
-    layered: &DirectoryStore,
+    store: &dyn Store,
+    layered: &dyn Store,
 ) -> Result<Vec<LayerCost>, ConvertError> {
     let mut counted: HashSet<(ObjectHash, ObjectKind)> = HashSet::new();
     let mut costs = Vec::new();
@@ -208,13 +210,11 @@ fn layer_costs(
     Ok(costs)
 }
 
-/// Counts the catalogs in a storage directory, by the suffix `C` of their names.
-fn new_catalogs(storage: &Path) -> io::Result<u64> {
+/// Counts the catalogs in a store, by the suffix `C` of their names.
+fn new_catalogs(store: &dyn StoreListing) -> Result<u64, StoreError> {
     let mut count = 0;
-    for directory in fs::read_dir(storage.join("data"))? {
-        for file in fs::read_dir(directory?.path())? {
-            count += u64::from(file?.file_name().as_encoded_bytes().ends_with(b"C"));
-        }
+    for directory in 0..=255 {
+        store.list(&format!("data/{directory:02x}"), &mut |file| count += u64::from(file.name.ends_with(b"C")))?;
     }
     Ok(count)
 }

@@ -36,6 +36,7 @@ mod registry;
 mod remote;
 mod reuse;
 mod runtimes;
+mod stores;
 mod strict;
 mod strict_selftest;
 mod support;
@@ -46,3 +47,6 @@ mod unused;
 mod verification;
 mod verify;
 mod whitelist;
+
+// The contract of stores is compiled here, too, and names this module of the crate.
+use strata::object;

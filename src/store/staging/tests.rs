@@ -1,8 +1,11 @@
 //! Adding objects to plain, layered and damaged stores.
 
+use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 
 use super::*;
+use crate::store::{DirectoryStore, LayeredStore, Store as _, WritableStore as _};
 
 fn store() -> (tempfile::TempDir, DirectoryStore) {
     let directory = tempfile::tempdir().unwrap();
@@ -11,7 +14,11 @@ fn store() -> (tempfile::TempDir, DirectoryStore) {
 }
 
 fn waiting(store: &DirectoryStore) -> usize {
-    fs::read_dir(store.root().join("data/txn")).unwrap().count()
+    fs::read_dir(store.path("data/txn")).unwrap().count()
+}
+
+fn object_path(store: &DirectoryStore, hash: ObjectHash) -> PathBuf {
+    store.path(&hash.path(ObjectKind::File))
 }
 
 /// Adds an object with the bytes "stored" in an earlier run.
@@ -57,7 +64,7 @@ fn use_up_lookups(staging: &Staging) {
 fn existing_object_is_detected_when_it_is_moved_without_a_lookup() {
     let (_directory, store) = store();
     let hash = put_before(&store);
-    let path = store.object_path(hash, ObjectKind::File);
+    let path = object_path(&store, hash);
     let inode = fs::metadata(&path).unwrap().ino();
     let second = Staging::start(&store).unwrap();
     use_up_lookups(&second);
@@ -76,7 +83,8 @@ fn existing_object_is_detected_when_it_is_moved_without_a_lookup() {
 fn object_of_the_lower_store_is_never_written() {
     let (directory, store) = store();
     put_before(&store);
-    let staging = Staging::start(&store.layered(&directory.path().join("upper")).unwrap()).unwrap();
+    let upper = DirectoryStore::create(&directory.path().join("upper")).unwrap();
+    let staging = Staging::start(SharedWritableStore::from(LayeredStore::new(&upper, &store))).unwrap();
     use_up_lookups(&staging);
     let before = staging.written();
     staging.put_stored(ObjectKind::File, b"stored").unwrap();
@@ -93,7 +101,7 @@ fn empty_file_in_place_of_an_object_is_replaced() {
         }
         let bytes = [u8::from(has_lookups); 9];
         let hash = ObjectHash::of(&bytes);
-        fs::write(store.object_path(hash, ObjectKind::File), b"").unwrap();
+        fs::write(object_path(&store, hash), b"").unwrap();
         staging.put(hash, ObjectKind::File, &bytes).unwrap();
         staging.flush().unwrap();
         assert_eq!(store.read(hash, ObjectKind::File).unwrap(), bytes);
@@ -105,11 +113,14 @@ fn object_that_could_not_be_written_counts_as_missing() {
     let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let hash = ObjectHash::of(b"stored");
+    let run = fs::read_dir(store.path("data/txn")).unwrap().next().unwrap().unwrap().path();
+    let name = hash.to_string();
+    let path = run.join(&name[..1]).join(&name);
     // A directory at the path makes the write fail even for root.
-    fs::create_dir(staging.staged_path(hash, ObjectKind::File)).unwrap();
+    fs::create_dir(&path).unwrap();
     assert!(staging.put(hash, ObjectKind::File, b"stored").is_err());
     assert!(!staging.has(hash, ObjectKind::File).unwrap());
-    fs::remove_dir(staging.staged_path(hash, ObjectKind::File)).unwrap();
+    fs::remove_dir(&path).unwrap();
     staging.put(hash, ObjectKind::File, b"stored").unwrap();
     staging.flush().unwrap();
     assert_eq!(store.read(hash, ObjectKind::File).unwrap(), b"stored");
@@ -120,7 +131,7 @@ fn objects_of_a_batch_that_could_not_be_moved_count_as_missing() {
     let (_directory, store) = store();
     let staging = Staging::start(&store).unwrap();
     let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
-    let directory = store.object_path(hash, ObjectKind::File).parent().unwrap().to_owned();
+    let directory = object_path(&store, hash).parent().unwrap().to_owned();
     fs::remove_dir(&directory).unwrap();
     assert!(staging.flush().is_err());
     assert!(!staging.has(hash, ObjectKind::File).unwrap());
@@ -158,14 +169,14 @@ fn deleted_object_is_detected() {
     let second = Staging::start(&store).unwrap();
     assert!(second.has(hash, ObjectKind::File).unwrap());
     assert_eq!(second.first_vanished().unwrap(), None);
-    fs::remove_file(store.object_path(hash, ObjectKind::File)).unwrap();
+    fs::remove_file(object_path(&store, hash)).unwrap();
     assert_eq!(second.first_vanished().unwrap(), Some(hash));
 }
 
 #[test]
 fn run_deletes_its_own_directory_and_those_of_dead_runs_only() {
     let (_directory, store) = store();
-    fs::create_dir(store.root().join("data/txn/strata-1-0")).unwrap();
+    fs::create_dir(store.path("data/txn/strata-1-0")).unwrap();
     let alive = Staging::start(&store).unwrap();
     assert_eq!(waiting(&store), 1, "the dead run's directory is gone");
     drop(Staging::start(&store).unwrap());
@@ -181,7 +192,7 @@ fn damage_is_detected_when_an_object_is_read() {
     let staging = Staging::start(&store).unwrap();
     let hash = staging.put_stored(ObjectKind::File, b"stored").unwrap();
     staging.flush().unwrap();
-    fs::write(store.object_path(hash, ObjectKind::File), b"damaged").unwrap();
+    fs::write(object_path(&store, hash), b"damaged").unwrap();
     assert!(matches!(store.read(hash, ObjectKind::File), Err(StoreError::WrongHash { .. })));
 }
 
@@ -195,7 +206,7 @@ fn object_of_another_length_is_replaced_when_it_is_added() {
         }
         let bytes = [u8::from(has_lookups); 9];
         let hash = ObjectHash::of(&bytes);
-        fs::write(store.object_path(hash, ObjectKind::File), b"cut").unwrap();
+        fs::write(object_path(&store, hash), b"cut").unwrap();
         assert!(!staging.has_of_length(hash, ObjectKind::File, Some(9)).unwrap());
         // Without a known length any object of this name counts, but the length is compared when the object is added.
         assert!(staging.has(hash, ObjectKind::File).unwrap());
@@ -210,7 +221,7 @@ fn object_of_another_length_is_replaced_when_it_is_added() {
 fn object_with_other_bytes_is_replaced_if_bytes_are_compared() {
     let (_directory, store) = store();
     let hash = put_before(&store);
-    let path = store.object_path(hash, ObjectKind::File);
+    let path = object_path(&store, hash);
     for compares in [false, true] {
         fs::write(&path, b"STORED").unwrap();
         let staging = Staging::start(&store).unwrap();
@@ -228,15 +239,15 @@ fn object_with_other_bytes_is_replaced_if_bytes_are_compared() {
 #[test]
 fn change_of_an_object_directory_by_another_program_is_detected() {
     let (_directory, store) = store();
-    let other = store.root().join("data/ab/of-another-program");
+    let other = store.path("data/ab/of-another-program");
     for is_meanwhile in [true, false] {
         let staging = Staging::start(&store).unwrap();
-        let before = staging.directory_states();
+        let before = staging.objects_version();
         staging.put_stored(ObjectKind::File, &[u8::from(is_meanwhile)]).unwrap();
         staging.flush().unwrap();
-        let after = staging.final_directory_states().unwrap();
+        let after = staging.final_objects_version().unwrap();
         assert_ne!(after, before);
-        assert_eq!(Staging::start(&store).unwrap().directory_states(), after);
+        assert_eq!(Staging::start(&store).unwrap().objects_version(), after);
         fs::write(&other, "").unwrap();
         fs::remove_file(&other).unwrap();
         if is_meanwhile {
@@ -246,7 +257,7 @@ fn change_of_an_object_directory_by_another_program_is_detected() {
             }
             staging.flush().unwrap();
         }
-        assert_eq!(staging.final_directory_states(), None);
-        assert_ne!(Staging::start(&store).unwrap().directory_states(), after);
+        assert_eq!(staging.final_objects_version(), None);
+        assert_ne!(Staging::start(&store).unwrap().objects_version(), after);
     }
 }

@@ -7,7 +7,7 @@ use strata::manifest::Signer;
 use strata::metadata::Timestamp;
 use strata::object::Compression;
 use strata::path::EntryPath;
-use strata::publish::{Edit, PublishOptions, Publisher};
+use strata::publish::{Edit, LockedCommitter, PublishOptions, Publisher};
 use strata::repository::Repository;
 use strata::store::Staging;
 
@@ -44,12 +44,12 @@ pub fn publish_foreign(repository: &TestRepository, entries: impl IntoIterator<I
 /// Publishes a revision with the edits that `make` returns.
 pub fn publish_edits(repository: &TestRepository, make: impl FnOnce(&Staging) -> Vec<(EntryPath, Edit)>) {
     let directory = RepositoryDirectory::open(&repository.directory()).unwrap();
-    let staging = Staging::start(&directory.store().unwrap()).unwrap();
+    let staging = Staging::start(directory.store().unwrap()).unwrap();
     let mut edits = make(&staging);
     edits.sort_by(|(a, _), (b, _)| a.cmp(b));
     let signer = Signer::new(directory.keys().unwrap(), rsa::rand_core::UnwrapErr(getrandom::SysRng));
-    let publisher = Publisher { settings: directory.settings().clone(), signer, server: None };
-    let head = Repository::open(staging.store().clone(), directory.name()).unwrap();
+    let committer = LockedCommitter { settings: directory.settings().clone(), signer, server: None };
+    let head = Repository::open(directory.store().unwrap(), directory.name()).unwrap();
     let options = PublishOptions { now: Timestamp::now(), accept_clock: true, ..PublishOptions::default() };
-    publisher.commit(&staging, &head, &options, |_| Ok::<_, Infallible>(edits)).unwrap();
+    Publisher::new(committer).commit(&staging, &head, &options, |_| Ok::<_, Infallible>(edits)).unwrap();
 }

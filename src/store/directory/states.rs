@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::store::ObjectsVersion;
+
 /// State of one object directory: inode, size, and change time in seconds and nanoseconds.
 type DirectoryState = [i64; 4];
 
 /// The states of all 256 object directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ObjectDirectoryStates(Vec<DirectoryState>);
+pub(super) struct ObjectDirectoryStates(Vec<DirectoryState>);
 
 /// Maximum interval between two ticks of a file system's clock.
 // Linux stamps inodes with its coarse clock, which ticks at least 100 times a second.
@@ -25,7 +27,7 @@ const MAX_TICK: Duration = Duration::from_millis(20);
 
 impl ObjectDirectoryStates {
     /// Reads the states of the object directories below `root`, a storage directory.
-    pub fn read(root: &Path) -> Self {
+    pub(super) fn read(root: &Path) -> Self {
         Self((0..=255).map(|byte| state(root, byte)).collect())
     }
 
@@ -48,9 +50,9 @@ impl ObjectDirectoryStates {
         }
     }
 
-    /// Returns the states in a form that can be stored and compared.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        self.0.iter().flatten().flat_map(|number| number.to_le_bytes()).collect()
+    /// Returns the version of the objects in these directories.
+    pub(super) fn version(&self) -> ObjectsVersion {
+        ObjectsVersion(self.0.iter().flatten().flat_map(|number| number.to_le_bytes()).collect())
     }
 }
 
@@ -86,7 +88,7 @@ mod tests {
         empty.wait_for_tick();
         fs::write(objects.join("c"), "").unwrap();
         let one = ObjectDirectoryStates::read(directory.path());
-        assert_ne!(one.to_bytes(), empty.to_bytes());
+        assert_ne!(one.version(), empty.version());
         assert_eq!(ObjectDirectoryStates::read(directory.path()), one);
         one.wait_for_tick();
         fs::remove_file(objects.join("c")).unwrap();

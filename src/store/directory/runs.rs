@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::StoreError;
 use crate::observer::Reporter;
+use crate::store::StoreError;
 
 /// Prefix of the names of run directories in `data/txn`.
 const DIRECTORY_PREFIX: &str = "strata-";

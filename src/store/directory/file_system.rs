@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use super::StoreError;
 use crate::cancel::Cancellation;
 use crate::observer::Reporter;
+use crate::store::StoreError;
 
 /// File system type in `statfs` of every FUSE file system, such as ceph-fuse, gluster and mergerfs.
 // `FUSE_SUPER_MAGIC` of Linux.

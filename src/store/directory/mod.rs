@@ -1,16 +1,27 @@
 //! The storage of a repository in a local directory, in the layout that web servers deliver to CVMFS clients.
 
+mod file_system;
+mod listing;
+mod replace;
+mod run;
+mod runs;
+mod states;
+
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::directory_states::ObjectDirectoryStates;
-use super::file_system::{is_synced_as_a_whole, sync_each};
-use super::{FileVersion, RepositoryInUse, SharedStore, Store, StoreError, StoreListing};
+use file_system::{is_synced_as_a_whole, sync_each};
+use run::DirectoryRun;
+use states::ObjectDirectoryStates;
+
+use super::{
+    LOCK_RETRY_INTERVAL, ObjectName, ObjectsVersion, PublishLock, SharedStore, SharedWritableStore, Store, StoreError,
+    StoreListing, StoreRun, WritableStore, is_object_size,
+};
 use crate::cancel::Cancellation;
 use crate::file::{is_absence, open_regular, read_regular_up_to};
 use crate::object::{ObjectHash, ObjectKind};
@@ -20,8 +31,6 @@ use crate::observer::Reporter;
 #[derive(Debug, Clone)]
 pub struct DirectoryStore {
     root: PathBuf,
-    /// A second store. A file that does not exist in this store is read from there. The second store is never changed.
-    below: Option<PathBuf>,
     reporter: Reporter,
     cancellation: Cancellation,
 }
@@ -31,11 +40,6 @@ impl DirectoryStore {
     #[must_use]
     pub fn with_cancellation(self, cancellation: &Cancellation) -> Self {
         Self { cancellation: cancellation.clone(), ..self }
-    }
-
-    /// Returns the token that cancels the operations on this store.
-    pub(crate) fn cancellation(&self) -> &Cancellation {
-        &self.cancellation
     }
 
     /// Creates the directories of an empty store. Fails if `root` already contains `data`.
@@ -74,7 +78,7 @@ impl DirectoryStore {
     /// Returns a store without testing whether the directory contains one. The repository check uses this, because it reports
     /// what is missing.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned(), below: None, reporter: Reporter::silent(), cancellation: Cancellation::default() }
+        Self { root: root.to_owned(), reporter: Reporter::silent(), cancellation: Cancellation::default() }
     }
 
     /// Returns the store with an observer. Without it, messages are dropped.
@@ -82,46 +86,45 @@ impl DirectoryStore {
         Self { reporter: reporter.clone(), ..self }
     }
 
-    /// Creates an empty store in `root` on top of this one: both are read, and only `root` is written.
-    pub fn layered(&self, root: &Path) -> Result<Self, StoreError> {
-        let created = Self::create(root)?.with_reporter(&self.reporter).with_cancellation(&self.cancellation);
-        Ok(Self { below: Some(self.root.clone()), ..created })
+    /// Returns the path of a file.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
     }
 
-    /// Returns whether a second store is read below this one.
-    pub(super) fn is_layered(&self) -> bool {
-        self.below.is_some()
+    fn object_path(&self, (hash, kind): ObjectName) -> PathBuf {
+        self.path(&hash.path(kind))
     }
 
-    /// Returns the storage directory.
-    pub fn root(&self) -> &Path {
-        &self.root
+    /// Returns path and metadata of an object, or `None` if it does not exist. An empty file is no object, see
+    /// [`Store::stored_size`].
+    fn find(&self, object: ObjectName) -> Result<Option<(PathBuf, fs::Metadata)>, StoreError> {
+        let path = self.object_path(object);
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("read", &path)(error)),
+        };
+        let is_object = metadata.is_file() && is_object_size(metadata.len(), object.0);
+        Ok(is_object.then_some((path, metadata)))
+    }
+}
+
+/// Returns the time since a file was modified. A file from the future has no age.
+fn age(metadata: &fs::Metadata) -> Option<Duration> {
+    metadata.modified().ok().and_then(|time| time.elapsed().ok())
+}
+
+impl WritableStore for DirectoryStore {
+    /// Deletes the directories of dead runs, and creates a new one below `data/txn`. The objects are there until they have their names.
+    /// A killed run leaves its directory, which the next run deletes.
+    fn start_run(&self) -> Result<Box<dyn StoreRun>, StoreError> {
+        Ok(Box::new(DirectoryRun::start(self)?))
     }
 
-    pub(super) fn object_path(&self, hash: ObjectHash, kind: ObjectKind) -> PathBuf {
-        self.root.join(hash.path(kind))
-    }
-
-    /// Returns the path of a file, which is in the lower store only if the file exists there and not in this one.
-    fn seen_path(&self, name: &str) -> PathBuf {
-        let path = self.root.join(name);
-        match &self.below {
-            // If the state of the upper path is unknown, for example for lack of permission, the lower store must not
-            // replace it.
-            Some(below) if fs::metadata(&path).is_err_and(|error| is_absence(&error)) => {
-                let path_below = below.join(name);
-                if fs::metadata(&path_below).is_err_and(|error| is_absence(&error)) { path } else { path_below }
-            }
-            _ => path,
-        }
-    }
-
-    /// Returns the stored size of an object like [`Self::stored_size`], and sets its modification time to now, which protects the
-    /// object from garbage collection for days. A time within the last hour is left as it is.
-    pub fn renew(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
-        let Some((path, metadata)) = self.find(hash, kind)? else { return Ok(None) };
-        let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
-        if age.is_some_and(|age| age < RENEWAL_INTERVAL) || !path.starts_with(&self.root) {
+    /// Sets the modification time to now.
+    fn renew(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<u64>, StoreError> {
+        let Some((path, metadata)) = self.find((hash, kind))? else { return Ok(None) };
+        if age(&metadata).is_some_and(|age| age < RENEWAL_INTERVAL) {
             return Ok(Some(metadata.len()));
         }
         // `UTIME_NOW` needs only write permission, an explicit time would require that we own the file (utimensat(2)).
@@ -135,58 +138,72 @@ impl DirectoryStore {
         }
     }
 
-    fn find(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<(PathBuf, fs::Metadata)>, StoreError> {
-        let path = self.seen_path(&hash.path(kind));
-        let metadata = match fs::metadata(&path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StoreError::io("read", &path)(error)),
-        };
-        // A zlib stream of no content still has 8 bytes, so only an uncompressed object can be empty.
-        let is_object = metadata.is_file() && (metadata.len() > 0 || hash == hash.algorithm().hash(b""));
-        Ok(is_object.then_some((path, metadata)))
+    fn age(&self, hash: ObjectHash, kind: ObjectKind) -> Result<Option<Duration>, StoreError> {
+        let found = self.find((hash, kind))?;
+        Ok(found.map(|(_, metadata)| age(&metadata).unwrap_or_default()))
     }
 
-    /// Returns the states of the object directories. In a layered store these are the directories of the lower store.
-    pub(super) fn directory_states(&self) -> ObjectDirectoryStates {
-        ObjectDirectoryStates::read(self.below.as_deref().unwrap_or(&self.root))
+    fn delete(&self, objects: &[ObjectName]) -> Result<(), StoreError> {
+        for &object in objects {
+            let path = self.object_path(object);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("delete", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
-    /// Locks the repository against other publishers, and waits up to `wait` for a publisher that holds the lock.
-    ///
-    /// The lock is released when the returned value is dropped, or when the process ends.
-    pub fn lock(&self, wait: Duration) -> Result<PublishLock, StoreError> {
+    /// On FUSE file systems this has no effect: there, every file is durable before this is called.
+    fn sync(&self) -> Result<(), StoreError> {
+        let directory = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
+        self.cancellation
+            .syncing(|| rustix::fs::syncfs(&directory))
+            .map_err(|error| StoreError::io("sync", &self.root)(error.into()))
+    }
+
+    fn lock(&self, wait: Duration) -> Result<PublishLock, StoreError> {
         let directory = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
         let start = Instant::now();
         loop {
             self.cancellation.check()?;
             match directory.try_lock() {
-                Ok(()) => return Ok(PublishLock { _directory: directory }),
+                Ok(()) => return Ok(PublishLock::new(directory)),
                 // Tried repeatedly, because a blocking lock could neither time out nor be cancelled.
                 Err(fs::TryLockError::WouldBlock) if start.elapsed() < wait => thread::sleep(LOCK_RETRY_INTERVAL),
                 Err(fs::TryLockError::WouldBlock) => {
-                    return Err(StoreError::InUse(RepositoryInUse {
-                        path: self.root.clone(),
-                        waited: start.elapsed(),
-                    }));
+                    return Err(StoreError::in_use(self.root.display(), start.elapsed()));
                 }
                 Err(fs::TryLockError::Error(error)) => return Err(StoreError::io("lock", &self.root)(error)),
             }
         }
     }
 
-    /// Returns the free space of the file system in bytes, or `None` if the file system does not report it.
-    pub fn free_bytes(&self) -> Option<u64> {
+    fn objects_version(&self) -> ObjectsVersion {
+        ObjectDirectoryStates::read(&self.root).version()
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
         let found = rustix::fs::statvfs(&self.root).ok()?;
         found.f_bavail.checked_mul(found.f_frsize)
     }
 
-    /// Waits until everything that was written so far is on disk. On FUSE file systems this has no effect.
-    pub fn sync(&self) -> Result<(), StoreError> {
-        let directory = File::open(&self.root).map_err(StoreError::io("open", &self.root))?;
-        self.cancellation
-            .syncing(|| rustix::fs::syncfs(&directory))
-            .map_err(|error| StoreError::io("sync", &self.root)(error.into()))
+    fn cancellation(&self) -> &Cancellation {
+        &self.cancellation
+    }
+}
+
+impl From<DirectoryStore> for SharedWritableStore {
+    fn from(store: DirectoryStore) -> Self {
+        Arc::new(store)
+    }
+}
+
+impl From<&DirectoryStore> for SharedWritableStore {
+    fn from(store: &DirectoryStore) -> Self {
+        Arc::new(store.clone())
     }
 }
 
@@ -198,11 +215,11 @@ impl From<DirectoryStore> for SharedStore {
 
 impl Store for DirectoryStore {
     fn address(&self, name: &str) -> String {
-        self.seen_path(name).display().to_string()
+        self.path(name).display().to_string()
     }
 
     fn get(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        let path = self.seen_path(name);
+        let path = self.path(name);
         match read_regular_up_to(limit, &path) {
             Ok(Some(bytes)) => Ok(Some(bytes)),
             Ok(None) => Err(StoreError::TooLarge { address: path.display().to_string(), limit }),
@@ -212,7 +229,7 @@ impl Store for DirectoryStore {
     }
 
     fn open(&self, name: &str) -> Result<Option<Box<dyn Read + Send>>, StoreError> {
-        let path = self.seen_path(name);
+        let path = self.path(name);
         match open_regular(&path) {
             Ok(file) => Ok(Some(Box::new(file))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -221,18 +238,12 @@ impl Store for DirectoryStore {
     }
 
     fn head(&self, name: &str) -> Result<Option<u64>, StoreError> {
-        let path = self.seen_path(name);
+        let path = self.path(name);
         match fs::metadata(&path) {
             Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StoreError::io("read", &path)(error)),
         }
-    }
-
-    fn version(&self, name: &str) -> Option<FileVersion> {
-        let file = fs::metadata(self.seen_path(name)).ok()?;
-        let numbers = [file.ino().cast_signed(), file.mtime(), file.mtime_nsec(), file.size().cast_signed()];
-        Some(FileVersion(numbers.iter().flat_map(|number| number.to_le_bytes()).collect()))
     }
 
     fn listing(&self) -> Option<&dyn StoreListing> {
@@ -247,20 +258,10 @@ impl Store for DirectoryStore {
 /// Modification times of objects are renewed when they are older than this.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// Interval between two attempts to take a lock.
-pub(super) const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
-
-/// Excludes other publishers until it is dropped.
-#[derive(Debug)]
-#[must_use = "the lock is released when it is dropped"]
-pub struct PublishLock {
-    _directory: File,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::contract::{assert_reads, files};
+    use crate::store::contract::{assert_reads, assert_writes, files};
 
     fn store_in(root: &Path) -> DirectoryStore {
         let store = DirectoryStore::create(root).unwrap();
@@ -269,11 +270,10 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_from_a_directory() {
+    fn directory_satisfies_the_contract() {
         let home = tempfile::tempdir().unwrap();
         let store = store_in(&home.path().join("storage"));
         assert_reads(&store);
-        let upper = store.layered(&home.path().join("upper")).unwrap();
-        assert_reads(&upper);
+        assert_writes(&DirectoryStore::create(&home.path().join("empty")).unwrap().into());
     }
 }
