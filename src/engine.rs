@@ -6,11 +6,9 @@
 use std::sync::Arc;
 
 use rayon::ThreadPool;
-use rsa::rand_core::CryptoRng;
 
 use crate::cancel::Cancellation;
 use crate::directory::{DirectoryError, RepositoryDirectory};
-use crate::manifest::Signer;
 use crate::metadata::Timestamp;
 use crate::observer::Reporter;
 use crate::publish::{LockedCommitter, Publisher};
@@ -55,11 +53,7 @@ impl Engine {
     /// Opens a repository for publishing.
     ///
     /// Reads keys, storage, state and settings of registries, so that missing ones are reported before any work is done.
-    pub fn open(
-        directory: &RepositoryDirectory,
-        resources: Resources,
-        rng: impl CryptoRng + Send + 'static,
-    ) -> Result<Self, EngineError> {
+    pub fn open(directory: &RepositoryDirectory, resources: Resources) -> Result<Self, EngineError> {
         if let Some(lack) = directory.settings().compression.lack() {
             directory.reporter().info(format_args!("{lack}"));
         }
@@ -69,7 +63,7 @@ impl Engine {
         }
         let publisher = Publisher::new(LockedCommitter {
             settings: directory.settings().clone(),
-            signer: Signer::new(directory.keys()?, rng),
+            keys: directory.keys()?,
             server: directory.local_server()?,
         });
         let engine = Self::read_only(directory, directory.store()?.into(), directory.state()?, resources)?;

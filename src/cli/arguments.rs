@@ -538,8 +538,3 @@ pub fn time_of_publication() -> anyhow::Result<Timestamp> {
         .with_context(|| format!("SOURCE_DATE_EPOCH must be a number of seconds since 1970, but is {text:?}"))?;
     Ok(Timestamp { seconds, nanoseconds: 0 })
 }
-
-/// Returns the system's source of randomness.
-pub fn randomness() -> impl rsa::rand_core::CryptoRng + Send {
-    rsa::rand_core::UnwrapErr(getrandom::SysRng)
-}

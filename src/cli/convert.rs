@@ -25,7 +25,7 @@ use strata::source::ImageArgument;
 use strata::stage::{ImageOptions, ImageOutcome, Request};
 use strata::work::{ConvertOptions, ConvertReport, ImageReport, convert};
 
-use super::arguments::{Arguments, Convert, randomness, time_of_publication};
+use super::arguments::{Arguments, Convert, time_of_publication};
 use super::failure::{FAILED, LATE, PARTLY, UsageError, after, complain_late};
 use super::interrupt::cancellation;
 use super::progress::{Display, reporter};
@@ -57,7 +57,7 @@ pub fn run(arguments: &Arguments, command: &Convert, timings: &Timings) -> anyho
     let requests: Vec<Request> = command.images.iter().map(request).collect();
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    let report = Engine::open(&directory, resources, randomness())
+    let report = Engine::open(&directory, resources)
         .map_err(anyhow::Error::from)
         .and_then(|engine| Ok(convert(&engine, &requests, &options, &progress)?));
     drop(display);
@@ -152,7 +152,7 @@ fn create_at(path: &Path) -> anyhow::Result<(RepositoryDirectory, UnfinishedFile
         now: time_of_publication()?,
         started: Timestamp::now(),
     };
-    let created = create_provisional_repository(path, new, randomness(), &reporter(), cancellation())?;
+    let created = create_provisional_repository(path, new, &reporter(), cancellation())?;
     tracing::info!("created {} in {}; 'strata info' prints how to mount it", created.0.name(), path.display());
     Ok(created)
 }

@@ -11,7 +11,7 @@ use strata::object::HashAlgorithm;
 use strata::publish::{NewRepository, create_repository};
 use strata::settings::Settings;
 
-use super::arguments::{Arguments, Init, randomness, time_of_publication};
+use super::arguments::{Arguments, Init, time_of_publication};
 use super::failure::{UsageError, after};
 use super::hint::how_to_mount;
 use super::interrupt::cancellation;
@@ -51,7 +51,7 @@ fn print_created(arguments: &Arguments, directory: &RepositoryDirectory) -> anyh
 /// Creates a repository in the directory `path`.
 fn create(path: &Path, settings: Settings, algorithm: HashAlgorithm) -> anyhow::Result<RepositoryDirectory> {
     let new = NewRepository { settings, algorithm, now: time_of_publication()?, started: Timestamp::now() };
-    Ok(create_repository(path, new, randomness(), &reporter(), cancellation())?)
+    Ok(create_repository(path, new, &reporter(), cancellation())?)
 }
 
 /// Returns the local directory that a storage URL names.

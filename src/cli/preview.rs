@@ -28,9 +28,7 @@ use strata::source::{PlatformRequest, PlatformSelection};
 use strata::stage::{ImageOptions, Request};
 use strata::work::convert;
 
-use super::arguments::{
-    Arguments, Preview as PreviewArguments, default_options, default_resources, randomness, threads,
-};
+use super::arguments::{Arguments, Preview as PreviewArguments, default_options, default_resources, threads};
 use super::failure::UsageError;
 use super::interrupt::{Ending, SAME_SIGNAL, print_now};
 use super::mount::{answering_threads, end, guard, unmount};
@@ -203,7 +201,7 @@ fn keep(command: &PreviewArguments, directory: &RepositoryDirectory, progress: &
     let name: FullName = "preview.invalid/image:preview".parse().context("invalid name")?;
     let image = ImageOptions { platforms, ..ImageOptions::default() };
     let request = Request { argument: command.image.clone(), name: Some(name), image };
-    let engine = Engine::open(directory, default_resources()?, randomness())?;
+    let engine = Engine::open(directory, default_resources()?)?;
     let report = convert(&engine, &[request], &default_options()?, progress)?;
     report.images.into_iter().try_for_each(|image| Ok(image.outcomes.map(drop)?))
 }

@@ -16,7 +16,7 @@ use strata::work::{
     ConvertOptions, Event, ImageState, SyncObserver, SyncOptions, ThinOutcome, ThinState, push_thin_images, sync,
 };
 
-use super::arguments::{Arguments, Sync, randomness};
+use super::arguments::{Arguments, Sync};
 use super::failure::{FAILED, LATE, PARTLY, UsageError, after, complain_late};
 use super::notify::Notifier;
 use super::progress::Display;
@@ -74,7 +74,7 @@ fn once(
         side_by_side: PARALLEL_IMAGES,
     };
     let reporter = EventReporter::new(Display::start_empty(arguments.quiet), notifier, &command.wishlist);
-    let engine = Engine::open(directory, command.effort.resources()?, randomness())?;
+    let engine = Engine::open(directory, command.effort.resources()?)?;
     let report = sync(&engine, &wishlist, &options, &reporter)?;
     drop(reporter);
     // The images are published at this point, so an error must not end the command as if nothing was published.

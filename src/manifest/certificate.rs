@@ -7,7 +7,6 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use rsa::pkcs1v15::{Signature, SigningKey};
-use rsa::rand_core::CryptoRng;
 use rsa::sha2::Sha256;
 use rsa::{PrivateKey, PublicKey};
 use x509_cert::TbsCertificate;
@@ -23,7 +22,7 @@ use x509_cert::spki::{SubjectPublicKeyInfo, SubjectPublicKeyInfoRef};
 use x509_cert::time::Validity;
 
 use super::RepositoryName;
-use super::letter::{HashTextError, refuse_md5};
+use super::letter::{HashTextError, refuse_md5, system_rng};
 use crate::metadata::Timestamp;
 use crate::object::{HashAlgorithm, ObjectHash};
 
@@ -111,19 +110,14 @@ impl Certificate {
     }
 
     /// Creates a self-signed certificate for `key`, valid from `now` for [`Self::VALIDITY`].
-    pub fn create(
-        name: &RepositoryName,
-        key: &PrivateKey,
-        now: Timestamp,
-        rng: &mut impl CryptoRng,
-    ) -> Result<Self, CertificateError> {
+    pub fn create(name: &RepositoryName, key: &PrivateKey, now: Timestamp) -> Result<Self, CertificateError> {
         let profile = ReleaseManagers::of(name)?;
         let public_key = SubjectPublicKeyInfo::from_key(key.as_public_key()).map_err(builder::Error::from)?;
-        let serial_number = SerialNumber::generate(rng);
+        let serial_number = SerialNumber::generate(&mut system_rng());
         let certificate = CertificateBuilder::new(profile, serial_number, validity(now)?, public_key)?;
         // Clients do not verify this signature: they only compare the fingerprint of the whole certificate.
         let signer = SigningKey::<Sha256>::new(key.clone());
-        let certificate = certificate.build_with_rng::<_, Signature, _>(&signer, rng)?;
+        let certificate = certificate.build_with_rng::<_, Signature, _>(&signer, &mut system_rng())?;
         let pem = certificate.to_pem(LineEnding::LF).map_err(builder::Error::from)?;
         Self::parse(pem.as_bytes())
     }
@@ -223,7 +217,7 @@ mod tests {
     #[test]
     fn new_certificate_has_the_stock_subject_and_is_valid_for_a_year() {
         let key = fixtures::repository_key();
-        let made = Certificate::create(&fixtures::name(), key, NOW, &mut fixtures::rng()).unwrap();
+        let made = Certificate::create(&fixtures::name(), key, NOW).unwrap();
         assert!(made.belongs_to(key));
         let (_, document) = decode_pem(made.pem()).unwrap();
         let parsed = x509_cert::Certificate::from_der(document.as_bytes()).unwrap();

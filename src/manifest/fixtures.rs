@@ -2,10 +2,8 @@
 
 use std::sync::OnceLock;
 
-use getrandom::SysRng;
 use rsa::PrivateKey;
 use rsa::pkcs8::DecodePrivateKey as _;
-use rsa::rand_core::{CryptoRng, UnwrapErr};
 
 use crate::manifest::RepositoryName;
 use crate::metadata::Timestamp;
@@ -33,10 +31,6 @@ pub const NOW: Timestamp = Timestamp { seconds: 1_790_812_800, nanoseconds: 0 };
 
 pub fn name() -> RepositoryName {
     "test.example.org".parse().expect("the name is valid")
-}
-
-pub fn rng() -> impl CryptoRng {
-    UnwrapErr(SysRng)
 }
 
 pub fn master_key() -> &'static PrivateKey {

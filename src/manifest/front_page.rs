@@ -153,15 +153,13 @@ mod tests {
         let verdict = |certificate: &[u8]| verify(FrontPage { certificate, ..PAGE }).unwrap_err();
         let armour = damaged(PAGE.certificate, "-----BEGIN");
         assert!(matches!(verdict(&armour), FrontPageError::Certificate(_)));
-        let foreign =
-            Certificate::create(&fixtures::name(), fixtures::master_key(), NOW, &mut fixtures::rng()).unwrap();
+        let foreign = Certificate::create(&fixtures::name(), fixtures::master_key(), NOW).unwrap();
         assert!(matches!(verdict(foreign.pem()), FrontPageError::ManifestLetter(LetterError::WrongSignature)));
     }
 
     #[test]
     fn certificate_with_the_listed_key_is_refused_if_its_fingerprint_is_not_listed() {
-        let anew =
-            Certificate::create(&fixtures::name(), fixtures::repository_key(), NOW, &mut fixtures::rng()).unwrap();
+        let anew = Certificate::create(&fixtures::name(), fixtures::repository_key(), NOW).unwrap();
         let verdict = verify(FrontPage { certificate: anew.pem(), ..PAGE });
         assert!(
             matches!(verdict, Err(FrontPageError::NotListed(fingerprint)) if fingerprint == anew.fingerprint(HashAlgorithm::Sha1))
@@ -172,9 +170,7 @@ mod tests {
     fn manifest_in_the_form_of_a_whitelist_is_refused() {
         let fields = RepositoryManifest::parse(fixtures::MANIFEST).unwrap().manifest.write();
         let form = SignatureForm::Whitelist;
-        let manifest =
-            seal(fields.as_bytes(), HashAlgorithm::Sha1, form, fixtures::repository_key(), &mut fixtures::rng())
-                .unwrap();
+        let manifest = seal(fields.as_bytes(), HashAlgorithm::Sha1, form, fixtures::repository_key()).unwrap();
         let verdict = verify(FrontPage { manifest: &manifest, ..PAGE });
         assert!(matches!(verdict, Err(FrontPageError::ManifestLetter(LetterError::WrongSignature))));
     }

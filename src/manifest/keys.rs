@@ -14,11 +14,10 @@ use rsa::pkcs8::der::zeroize::Zeroizing;
 use rsa::pkcs8::{
     DecodePrivateKey as _, DecodePublicKey as _, EncodePrivateKey as _, EncodePublicKey as _, LineEnding,
 };
-use rsa::rand_core::CryptoRng;
 use rsa::{PrivateKey, PublicKey};
 
 use super::certificate::CertificateError;
-use super::letter::SignError;
+use super::letter::{SignError, system_rng};
 use super::{Certificate, RepositoryManifest, RepositoryName, Whitelist};
 use crate::file::open_regular;
 use crate::metadata::Timestamp;
@@ -124,17 +123,13 @@ pub struct NewKeys {
 
 impl NewKeys {
     /// Generates keys for four files in `directory`. Fails if any of the files exists.
-    pub fn generate(
-        directory: &Path,
-        name: &RepositoryName,
-        now: Timestamp,
-        rng: &mut impl CryptoRng,
-    ) -> Result<Self, KeyError> {
+    pub fn generate(directory: &Path, name: &RepositoryName, now: Timestamp) -> Result<Self, KeyError> {
         let files = KeyFiles::new(directory, name);
         files.refuse_existing()?;
-        let master = PrivateKey::new(rng, KEY_BITS).map_err(KeyError::Generate)?;
-        let repository = PrivateKey::new(rng, KEY_BITS).map_err(KeyError::Generate)?;
-        let certificate = Certificate::create(name, &repository, now, rng).map_err(KeyError::Certify)?;
+        let mut rng = system_rng();
+        let master = PrivateKey::new(&mut rng, KEY_BITS).map_err(KeyError::Generate)?;
+        let repository = PrivateKey::new(&mut rng, KEY_BITS).map_err(KeyError::Generate)?;
+        let certificate = Certificate::create(name, &repository, now).map_err(KeyError::Certify)?;
         Ok(Self { directory: directory.to_owned(), files, master, repository, certificate })
     }
 
@@ -166,13 +161,8 @@ impl Keys {
     /// Generates new keys and writes their four files into `directory`, which is created with mode 0700 if it is missing.
     ///
     /// Does not replace existing files. After an error none of the new files remain; after a crash some may remain.
-    pub fn create(
-        directory: &Path,
-        name: &RepositoryName,
-        now: Timestamp,
-        rng: &mut impl CryptoRng,
-    ) -> Result<Self, KeyError> {
-        NewKeys::generate(directory, name, now, rng)?.write()
+    pub fn create(directory: &Path, name: &RepositoryName, now: Timestamp) -> Result<Self, KeyError> {
+        NewKeys::generate(directory, name, now)?.write()
     }
 
     /// Reads the public master key, the repository key and its certificate. Key and certificate must belong together.
@@ -199,13 +189,13 @@ impl Keys {
     }
 
     /// Returns the whole `.cvmfspublished`, signed with the repository key.
-    pub fn sign_manifest(&self, manifest: &RepositoryManifest, rng: &mut impl CryptoRng) -> Result<Vec<u8>, SignError> {
-        manifest.sign(&self.repository, rng)
+    pub fn sign_manifest(&self, manifest: &RepositoryManifest) -> Result<Vec<u8>, SignError> {
+        manifest.sign(&self.repository)
     }
 
     /// Returns the whole `.cvmfswhitelist`, signed with the master key, which is read only for this call.
-    pub fn sign_whitelist(&self, whitelist: &Whitelist, rng: &mut impl CryptoRng) -> Result<Vec<u8>, KeyError> {
-        Ok(whitelist.sign(&self.read_master_key()?, rng)?)
+    pub fn sign_whitelist(&self, whitelist: &Whitelist) -> Result<Vec<u8>, KeyError> {
+        Ok(whitelist.sign(&self.read_master_key()?)?)
     }
 
     fn read_master_key(&self) -> Result<PrivateKey, KeyError> {
@@ -421,14 +411,14 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("keys");
         let mode_of = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
-        let made = Keys::create(&directory, &fixtures::name(), NOW, &mut fixtures::rng()).unwrap();
+        let made = Keys::create(&directory, &fixtures::name(), NOW).unwrap();
         assert_eq!(mode_of(&directory), 0o700);
         for (suffix, mode) in SUFFIXES.into_iter().zip([0o400, 0o444, 0o400, 0o444]) {
             assert_eq!(mode_of(&path(&directory, suffix)), mode, "{suffix}");
         }
         let opened = open(&directory).unwrap();
         assert_eq!(opened.certificate(), made.certificate());
-        let list = opened.sign_whitelist(&whitelist(&opened), &mut fixtures::rng()).unwrap();
+        let list = opened.sign_whitelist(&whitelist(&opened)).unwrap();
         let list = Whitelist::parse(&list).unwrap();
         list.verify(&[made.master_public_key().clone()], &fixtures::name(), NOW).unwrap();
     }
@@ -439,7 +429,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let old = path(directory.path(), suffix);
             std::fs::write(&old, "old").unwrap();
-            let refused = Keys::create(directory.path(), &fixtures::name(), NOW, &mut fixtures::rng());
+            let refused = Keys::create(directory.path(), &fixtures::name(), NOW);
             assert!(matches!(refused, Err(KeyError::Exists { path }) if path == old), "{suffix}");
             assert_eq!(std::fs::read_to_string(&old).unwrap(), "old");
             assert_eq!(directory.path().read_dir().unwrap().count(), 1);
@@ -506,10 +496,10 @@ mod tests {
         let master = path(directory.path(), "masterkey");
         std::fs::remove_file(&master).unwrap();
         let keys = open(directory.path()).unwrap();
-        let refused = keys.sign_whitelist(&whitelist(&keys), &mut fixtures::rng());
+        let refused = keys.sign_whitelist(&whitelist(&keys));
         assert!(matches!(refused, Err(KeyError::NoMasterKey { path }) if path == master));
         std::fs::write(&master, fixtures::REPOSITORY_KEY).unwrap();
-        let refused = keys.sign_whitelist(&whitelist(&keys), &mut fixtures::rng());
+        let refused = keys.sign_whitelist(&whitelist(&keys));
         assert!(matches!(refused, Err(KeyError::Mismatch { .. })));
     }
 

@@ -5,7 +5,8 @@
 //! hashed again, with a usual PKCS#1 v1.5 signature with SHA-1. For a whitelist, the text itself is padded and encrypted with the
 //! private key, without a hash algorithm identifier (OpenSSL's `RSA_private_encrypt`). Verification accepts only the expected form.
 
-use rsa::rand_core::CryptoRng;
+use getrandom::SysRng;
+use rsa::rand_core::{CryptoRng, UnwrapErr};
 use rsa::{Pkcs1v15Sign, PrivateKey, PublicKey};
 use sha1::{Digest as _, Sha1};
 
@@ -124,13 +125,17 @@ pub fn seal(
     algorithm: HashAlgorithm,
     form: SignatureForm,
     key: &PrivateKey,
-    rng: &mut impl CryptoRng,
 ) -> Result<Vec<u8>, SignError> {
     debug_assert!(fields.ends_with(b"\n"), "the separator starts a new line");
     let hash_text = algorithm.hash(fields).to_string();
-    let signature = key.sign_with_rng(rng, form.scheme(), &form.signed_bytes(hash_text.as_bytes()))?;
+    let signature = key.sign_with_rng(&mut system_rng(), form.scheme(), &form.signed_bytes(hash_text.as_bytes()))?;
     // Nothing may follow the signature: readers treat everything up to the end of the file as the signature.
     Ok([fields, b"--\n", hash_text.as_bytes(), b"\n", &signature].concat())
+}
+
+/// Returns the random number generator of the operating system, which fails only on a broken system: then the process panics.
+pub(super) fn system_rng() -> impl CryptoRng {
+    UnwrapErr(SysRng)
 }
 
 /// Parses a hash without the letter of an object kind.
@@ -164,7 +169,7 @@ mod tests {
     }
 
     fn sealed_by(algorithm: HashAlgorithm, form: SignatureForm) -> Vec<u8> {
-        seal(FIELDS, algorithm, form, fixtures::repository_key(), &mut fixtures::rng()).expect("the key is long enough")
+        seal(FIELDS, algorithm, form, fixtures::repository_key()).expect("the key is long enough")
     }
 
     fn verify(bytes: &[u8], form: SignatureForm) -> Result<(), LetterError> {

@@ -13,7 +13,6 @@ pub mod letter;
 mod meta_info;
 mod name;
 mod repository_manifest;
-mod signer;
 pub mod whitelist;
 
 #[cfg(test)]
@@ -25,5 +24,4 @@ pub use keys::{KeyError, Keys, NewKeys};
 pub use meta_info::MetaInfo;
 pub use name::{RepositoryName, RepositoryNameError};
 pub use repository_manifest::{ManifestError, RepositoryManifest, SignedManifest};
-pub use signer::Signer;
 pub use whitelist::{SignedWhitelist, Urgency, Whitelist, WhitelistError};

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use rsa::PrivateKey;
-use rsa::rand_core::CryptoRng;
 
 use super::letter::{HashTextError, Letter, LetterError, SignError, SignatureForm, parse_hash, quotable, seal};
 use super::{Certificate, RepositoryName, RepositoryNameError};
@@ -143,8 +142,8 @@ impl RepositoryManifest {
     }
 
     /// Returns the whole file, signed with the repository key. The signed hash has the algorithm of the root catalog's name.
-    pub fn sign(&self, key: &PrivateKey, rng: &mut impl CryptoRng) -> Result<Vec<u8>, SignError> {
-        seal(self.write().as_bytes(), self.root_catalog.algorithm(), SignatureForm::Manifest, key, rng)
+    pub fn sign(&self, key: &PrivateKey) -> Result<Vec<u8>, SignError> {
+        seal(self.write().as_bytes(), self.root_catalog.algorithm(), SignatureForm::Manifest, key)
     }
 }
 
@@ -266,7 +265,7 @@ mod tests {
     }
 
     fn signed(manifest: &RepositoryManifest) -> Vec<u8> {
-        manifest.sign(fixtures::repository_key(), &mut fixtures::rng()).unwrap()
+        manifest.sign(fixtures::repository_key()).unwrap()
     }
 
     /// Parses field lines with a dummy signature.

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use rsa::rand_core::CryptoRng;
 use rsa::{PrivateKey, PublicKey};
 use x509_cert::der::DateTime;
 
@@ -155,8 +154,8 @@ impl Whitelist {
     }
 
     /// Returns the whole file, signed with the master key.
-    pub fn sign(&self, master_key: &PrivateKey, rng: &mut impl CryptoRng) -> Result<Vec<u8>, SignError> {
-        seal(self.write().as_bytes(), self.algorithm(), SignatureForm::Whitelist, master_key, rng)
+    pub fn sign(&self, master_key: &PrivateKey) -> Result<Vec<u8>, SignError> {
+        seal(self.write().as_bytes(), self.algorithm(), SignatureForm::Whitelist, master_key)
     }
 
     /// Returns the hash algorithm of the first fingerprint, or SHA-1 if the list is empty. The signed hash has the same algorithm.
@@ -288,7 +287,7 @@ mod tests {
 
     fn signed(lines: &str) -> Vec<u8> {
         let (key, form) = (fixtures::master_key(), SignatureForm::Whitelist);
-        seal(lines.as_bytes(), HashAlgorithm::Sha1, form, key, &mut fixtures::rng()).unwrap()
+        seal(lines.as_bytes(), HashAlgorithm::Sha1, form, key).unwrap()
     }
 
     fn verify(bytes: &[u8], now: Timestamp) -> Result<(), WhitelistError> {
@@ -304,7 +303,7 @@ mod tests {
         verify(fixtures::WHITELIST, NOW).unwrap();
         let whitelist = Whitelist::parse(fixtures::WHITELIST).unwrap().whitelist;
         assert_eq!(whitelist.fingerprints()[0].to_string(), fixtures::FINGERPRINT);
-        assert_eq!(whitelist.sign(fixtures::master_key(), &mut fixtures::rng()).unwrap(), fixtures::WHITELIST);
+        assert_eq!(whitelist.sign(fixtures::master_key()).unwrap(), fixtures::WHITELIST);
     }
 
     #[test]
@@ -385,7 +384,7 @@ mod tests {
         let certificate = Certificate::parse(fixtures::CERTIFICATE.as_bytes()).unwrap();
         for algorithm in HashAlgorithm::ALL {
             let list = Whitelist::new(fixtures::name(), vec![certificate.fingerprint(algorithm)], NOW).unwrap();
-            let bytes = list.sign(fixtures::master_key(), &mut fixtures::rng()).unwrap();
+            let bytes = list.sign(fixtures::master_key()).unwrap();
             verify(&bytes, NOW).unwrap();
             let read = Whitelist::parse(&bytes).unwrap().whitelist;
             assert_eq!((read.algorithm(), read.lists(&certificate)), (algorithm, true));

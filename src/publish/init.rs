@@ -2,13 +2,11 @@
 
 use std::path::Path;
 
-use rsa::rand_core::CryptoRng;
-
 use super::{LockedCommitter, MANIFEST, PublishError, REFLOG, WHITELIST};
 use crate::cancel::{Cancellation, FileRecorder, UnfinishedFiles};
 use crate::catalog::{CatalogReference, Editor};
 use crate::directory::{DirectoryError, RepositoryDirectory};
-use crate::manifest::{Keys, MetaInfo, NewKeys, RepositoryManifest, RepositoryName, Signer, Whitelist};
+use crate::manifest::{Keys, MetaInfo, NewKeys, RepositoryManifest, RepositoryName, Whitelist};
 use crate::metadata::Timestamp;
 use crate::object::{HashAlgorithm, ObjectHash, ObjectKind};
 use crate::observer::Reporter;
@@ -49,11 +47,10 @@ pub struct NewRepository {
 pub fn create_repository(
     path: &Path,
     new: NewRepository,
-    rng: impl CryptoRng + Send + 'static,
     reporter: &Reporter,
     cancellation: &Cancellation,
 ) -> Result<RepositoryDirectory, PublishError> {
-    let (directory, unfinished) = build_repository(path, new, rng, reporter, cancellation)?;
+    let (directory, unfinished) = build_repository(path, new, reporter, cancellation)?;
     let built = directory.path().to_owned();
     unfinished.finish(FIRST_REVISION, || move_into_place(&built, path))?;
     Ok(directory.at(path))
@@ -64,11 +61,10 @@ pub fn create_repository(
 pub fn create_provisional_repository(
     path: &Path,
     new: NewRepository,
-    rng: impl CryptoRng + Send + 'static,
     reporter: &Reporter,
     cancellation: &Cancellation,
 ) -> Result<(RepositoryDirectory, UnfinishedFiles), PublishError> {
-    let (directory, unfinished) = build_repository(path, new, rng, reporter, cancellation)?;
+    let (directory, unfinished) = build_repository(path, new, reporter, cancellation)?;
     let (built, directory) = (directory.path().to_owned(), directory.at(path));
     let manifest = DirectoryStore::at(&directory.storage_path()).path(MANIFEST);
     unfinished.finish_provisionally(path, &manifest, || move_into_place(&built, path))?;
@@ -88,7 +84,6 @@ fn move_into_place(built: &Path, path: &Path) -> Result<(), DirectoryError> {
 fn build_repository(
     path: &Path,
     new: NewRepository,
-    rng: impl CryptoRng + Send + 'static,
     reporter: &Reporter,
     cancellation: &Cancellation,
 ) -> Result<(RepositoryDirectory, UnfinishedFiles), PublishError> {
@@ -108,7 +103,7 @@ fn build_repository(
     let directory = unfinished.make(|recorder| create_directory(recorder, path, new.settings.clone()))?;
     let directory = directory.with_reporter(reporter).with_cancellation(cancellation);
     // One thread is enough for an empty repository.
-    threads::pool(1, reporter)?.install(|| publish_first_revision(&directory, &unfinished, &new, rng))?;
+    threads::pool(1, reporter)?.install(|| publish_first_revision(&directory, &unfinished, &new))?;
     Ok((directory, unfinished))
 }
 
@@ -141,17 +136,15 @@ fn publish_first_revision(
     directory: &RepositoryDirectory,
     unfinished: &UnfinishedFiles,
     new: &NewRepository,
-    mut rng: impl CryptoRng + Send + 'static,
 ) -> Result<(), PublishError> {
     let NewRepository { settings, algorithm, now, started } = new;
     let (algorithm, now, started) = (*algorithm, *now, *started);
     // Generated before the step that an interruption waits for, because it takes seconds.
-    let keys = NewKeys::generate(&directory.keys_path(), directory.name(), started, &mut rng)?;
+    let keys = NewKeys::generate(&directory.keys_path(), directory.name(), started)?;
     let keys = write_keys(directory, unfinished, keys)?;
     let store = create_store(directory, unfinished)?;
     let whitelist = Whitelist::new(directory.name().clone(), vec![keys.certificate().fingerprint(algorithm)], started)?;
-    let signer = Signer::new(keys, rng);
-    let whitelist = signer.sign_whitelist(&whitelist)?;
+    let whitelist = keys.sign_whitelist(&whitelist)?;
     let store = store.with_reporter(directory.reporter()).with_cancellation(directory.cancellation());
     let staging = Staging::start(&store)?.with_algorithm(algorithm);
     let files = [NewFile::new(WHITELIST, &whitelist), NewFile::new(MASTER_REPLICA_FILE, MASTER_REPLICA.as_bytes())];
@@ -159,7 +152,7 @@ fn publish_first_revision(
     let root = Editor::create(&staging, settings.compression, now)?.write(FIRST_REVISION)?;
     let meta_info = staging.put_database(ObjectKind::MetaInfo, &MetaInfo::default().write())?;
     let manifest = first_manifest(directory.name(), root, meta_info, now);
-    let committer = LockedCommitter { settings: settings.clone(), signer, server: None };
+    let committer = LockedCommitter { settings: settings.clone(), keys, server: None };
     fail_on_late_errors(committer.replace_manifest(&staging, now, manifest, root, None)?)
 }
 

@@ -6,7 +6,7 @@ use super::commit::{Commit, Committer, write_catalogs};
 use super::{Edit, MANIFEST, Publication, PublishError, PublishOptions, REFLOG, Revision, WHITELIST};
 use crate::allocator;
 use crate::catalog::{CatalogReference, ReferenceKind, TaggedRevision, next_history, next_reflog};
-use crate::manifest::{Keys, MetaInfo, RepositoryManifest, Signer, Whitelist};
+use crate::manifest::{Keys, MetaInfo, RepositoryManifest, Whitelist};
 use crate::metadata::Timestamp;
 use crate::object::{Compression, Encoder, ObjectHash, ObjectKind, SizeLimit};
 use crate::path::EntryPath;
@@ -22,7 +22,7 @@ pub struct LockedCommitter {
     /// The settings of the repository.
     pub settings: Settings,
     /// The keys for signing.
-    pub signer: Signer,
+    pub keys: Keys,
     /// The `cvmfs_server` on this machine, if it manages the repository too.
     pub server: Option<LocalServer>,
 }
@@ -30,7 +30,7 @@ pub struct LockedCommitter {
 impl Committer for LockedCommitter {
     /// Repairs the certificate, which the keys contain, and the meta info of a new repository.
     fn repair_head(&self, staging: &Staging) -> Result<(), PublishError> {
-        Ok(repair_root_objects(staging, self.signer.keys())?)
+        Ok(repair_root_objects(staging, &self.keys)?)
     }
 
     fn begin<'c>(
@@ -107,7 +107,7 @@ impl LockedCommitter {
     /// An expired whitelist does not prevent a publication, because only the owner of the master key can renew the whitelist.
     /// Commands warn about an expired whitelist when they start.
     fn check_whitelist(&self, store: &SharedWritableStore) -> Result<(), PublishError> {
-        let keys = self.signer.keys();
+        let keys = &self.keys;
         let bytes = store.read_file(WHITELIST)?.ok_or(PublishError::NoWhitelist)?;
         let signed = Whitelist::parse(&bytes)?;
         // Clients refuse a list that another master key signed, even if it lists our certificate.
@@ -132,7 +132,7 @@ impl LockedCommitter {
         before: Option<&[u8]>,
     ) -> Result<Vec<StoreError>, PublishError> {
         let store = staging.store();
-        manifest.certificate = staging.put_database(ObjectKind::Certificate, self.signer.keys().certificate().pem())?;
+        manifest.certificate = staging.put_database(ObjectKind::Certificate, self.keys.certificate().pem())?;
         let history = store_history(staging, &manifest, root, now)?;
         manifest.history = Some(history);
         let mut references = vec![
@@ -151,7 +151,7 @@ impl LockedCommitter {
         // The algorithm of the manifest, by which CVMFS verifies the reflog of a replica, too (`cvmfs/swissknife_pull.cc`).
         let reflog_hash = root.hash.algorithm().hash(&reflog);
         manifest.reflog = Some(reflog_hash);
-        let signed = self.signer.sign_manifest(&manifest)?;
+        let signed = self.keys.sign_manifest(&manifest)?;
         make_durable(staging)?;
         store.cancellation().check().map_err(StoreError::from)?;
         // The reflog is replaced first, because a reflog that is ahead of the manifest does no harm. A root object that the

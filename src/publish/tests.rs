@@ -5,11 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use rsa::rand_core::UnwrapErr;
-
 use super::*;
 use crate::cancel::Cancellation;
-use crate::manifest::{RepositoryName, Signer};
+use crate::manifest::RepositoryName;
 use crate::object::HashAlgorithm;
 use crate::observer::Reporter;
 use crate::path::EntryPath;
@@ -32,12 +30,11 @@ impl Fixture {
         let settings = Settings::new(name.clone());
         let now = Timestamp::now();
         let new = NewRepository { settings: settings.clone(), algorithm: HashAlgorithm::default(), now, started: now };
-        let rng = || UnwrapErr(getrandom::SysRng);
-        let directory = create_repository(&path, new, rng(), &Reporter::silent(), &Cancellation::default()).unwrap();
+        let directory = create_repository(&path, new, &Reporter::silent(), &Cancellation::default()).unwrap();
         let store = MemoryStore::default();
         copy_files(&directory.storage_path(), "", &store);
-        let signer = Signer::new(directory.keys().unwrap(), rng());
-        Self { store, name, publisher: Publisher::new(LockedCommitter { settings, signer, server: None }) }
+        let keys = directory.keys().unwrap();
+        Self { store, name, publisher: Publisher::new(LockedCommitter { settings, keys, server: None }) }
     }
 
     fn head(&self) -> Repository {

@@ -49,7 +49,7 @@ fn observer_of_the_directory_receives_warnings_of_the_store_and_the_progress_of_
     let directory = RepositoryDirectory::open(&repository.directory()).unwrap();
     let directory = directory.with_reporter(&Reporter::new(collector.clone()));
     let resources = Resources { threads: 1, memory: 16 << 20 };
-    let engine = Engine::open(&directory, resources, rsa::rand_core::UnwrapErr(getrandom::SysRng)).unwrap();
+    let engine = Engine::open(&directory, resources).unwrap();
     let source = repository.source(&image);
     let request = Request {
         argument: source.parse().unwrap(),

@@ -21,8 +21,7 @@ fn expire_in(repository: &TestRepository, hours: i64) -> Timestamp {
     let issued = Timestamp { seconds: whole + hours * HOUR - validity, nanoseconds: 0 };
     let fingerprint = keys.certificate().fingerprint(HashAlgorithm::Sha1);
     let list = Whitelist::new(directory.name().clone(), vec![fingerprint], issued).unwrap();
-    let mut rng = rsa::rand_core::UnwrapErr(getrandom::SysRng);
-    fs::write(repository.storage().join(".cvmfswhitelist"), keys.sign_whitelist(&list, &mut rng).unwrap()).unwrap();
+    fs::write(repository.storage().join(".cvmfswhitelist"), keys.sign_whitelist(&list).unwrap()).unwrap();
     Timestamp { seconds: list.expires(), nanoseconds: 0 }
 }
 

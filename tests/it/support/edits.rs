@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 
 use strata::directory::RepositoryDirectory;
-use strata::manifest::Signer;
 use strata::metadata::Timestamp;
 use strata::object::Compression;
 use strata::path::EntryPath;
@@ -47,8 +46,8 @@ pub fn publish_edits(repository: &TestRepository, make: impl FnOnce(&Staging) ->
     let staging = Staging::start(directory.store().unwrap()).unwrap();
     let mut edits = make(&staging);
     edits.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let signer = Signer::new(directory.keys().unwrap(), rsa::rand_core::UnwrapErr(getrandom::SysRng));
-    let committer = LockedCommitter { settings: directory.settings().clone(), signer, server: None };
+    let keys = directory.keys().unwrap();
+    let committer = LockedCommitter { settings: directory.settings().clone(), keys, server: None };
     let head = Repository::open(directory.store().unwrap(), directory.name()).unwrap();
     let options = PublishOptions { now: Timestamp::now(), accept_clock: true, ..PublishOptions::default() };
     Publisher::new(committer).commit(&staging, &head, &options, |_| Ok::<_, Infallible>(edits)).unwrap();

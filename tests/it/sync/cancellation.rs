@@ -26,8 +26,7 @@ use crate::support::{Delivery, FaultProxy, Reply};
 fn engine(scene: &Scene, cancellation: &Cancellation) -> Engine {
     let directory = RepositoryDirectory::open(&scene.repository.directory()).unwrap();
     let resources = Resources { threads: 2, memory: 64 << 20 };
-    let rng = rsa::rand_core::UnwrapErr(getrandom::SysRng);
-    Engine::open(&directory.with_cancellation(cancellation), resources, rng).unwrap()
+    Engine::open(&directory.with_cancellation(cancellation), resources).unwrap()
 }
 
 /// Ignores all events.
