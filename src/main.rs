@@ -34,6 +34,8 @@ fn main() -> ExitCode {
         Command::Mount(mount) => cli::mount::run(&arguments, mount),
         Command::Preview(preview) => cli::preview::run(&arguments, preview),
         Command::Bundle(bundle) => cli::bundle::run(&arguments, bundle),
+        Command::Completions { shell } => cli::manual::completions(*shell),
+        Command::Man { directory } => cli::manual::pages(directory),
         Command::GuardMount { mountpoint, id } => cli::mount::guard_mount(&MountPoint::new(mountpoint.clone(), *id)),
     };
     let code = result.unwrap_or_else(|error| {

@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{ArgAction, Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap_complete::Shell;
 use strata::directory::{DirectoryError, RepositoryDirectory};
 use strata::engine::Resources;
 use strata::image::{FullName, Platform};
@@ -27,6 +28,7 @@ use strata::store::StoreError;
 use strata::work::ConvertOptions;
 
 use super::failure::UsageError;
+use super::help::with_notes;
 use super::interrupt::cancellation;
 use super::progress::reporter;
 use super::published::PublishedImage;
@@ -34,32 +36,42 @@ use super::target::Target;
 use super::terminal;
 
 /// The version, and whether this build includes the optional library ISA-L.
-const LONG_VERSION: &str = if cfg!(feature = "isal") {
-    concat!(env!("CARGO_PKG_VERSION"), " with ISA-L")
+const VERSION: &str = if cfg!(feature = "isal") {
+    concat!(env!("CARGO_PKG_VERSION"), " (with ISA-L)")
 } else {
-    concat!(env!("CARGO_PKG_VERSION"), " without ISA-L: compression mode fast and gzip decompression are slower")
+    env!("CARGO_PKG_VERSION")
 };
+
+/// Heading of the options that every command has.
+const COMMON: &str = "Common options";
 
 /// Publishes container images in the CernVM file system.
 #[derive(Debug, Parser)]
-#[command(version, long_version = LONG_VERSION, propagate_version = true, max_term_width = 100)]
+#[command(version = VERSION, propagate_version = true, max_term_width = 100)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
 pub struct Arguments {
     /// Directory of the repository, or its URL for commands that only read; URLs of several servers are separated by ';' [env:
     /// STRATA_REPO] [default: the current directory]
-    #[arg(long, global = true, value_name = "DIR|URL")]
+    #[arg(long, global = true, value_name = "DIR|URL", help_heading = COMMON)]
     pub repo: Option<PathBuf>,
     /// Master key that must have signed the whitelist of a repository that is read by its URL; may be repeated
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = COMMON)]
     pub public_key: Vec<PathBuf>,
     /// Print results as JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = COMMON)]
     pub json: bool,
     /// Print nothing but results and errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = COMMON)]
     pub quiet: bool,
     /// Print more log messages
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = COMMON)]
     pub verbose: bool,
+    /// Print help: -h prints a summary, --help also exit codes and examples
+    #[arg(short, long, global = true, action = ArgAction::Help, help_heading = COMMON)]
+    help: Option<bool>,
+    /// Print the version
+    #[arg(short = 'V', long, global = true, action = ArgAction::Version, help_heading = COMMON)]
+    version: Option<bool>,
     /// The command to run
     #[command(subcommand)]
     pub command: Command,
@@ -90,6 +102,17 @@ pub enum Command {
     Preview(Preview),
     /// Write an OCI bundle: with it, runtimes such as runc run an image directly from the repository
     Bundle(Bundle),
+    /// Print the completions of commands and options for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages: strata(1), and one for each command
+    Man {
+        /// Directory for the pages
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Unmount a file system whose process was killed
     #[command(hide = true)]
     GuardMount {
@@ -498,9 +521,9 @@ fn exit(error: &clap::Error) -> ! {
 /// Returns the definition of the command line for clap.
 ///
 /// By default, clap colours its messages on a dumb terminal if `CI` is set.
-fn command() -> clap::Command {
+pub fn command() -> clap::Command {
     let colours = if terminal::colours_are_allowed() { ColorChoice::Auto } else { ColorChoice::Never };
-    Arguments::command().color(colours)
+    with_notes(Arguments::command().color(colours))
 }
 
 /// Maximum value of `--threads`. No machine can use more threads, and every machine can start this many.

@@ -7,6 +7,7 @@ mod bundle;
 mod catalogs;
 mod chains;
 mod check;
+mod command_reference;
 mod commands;
 mod compression;
 mod containerd;
