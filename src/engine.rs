@@ -38,6 +38,13 @@ pub struct Resources {
     pub memory: u64,
 }
 
+impl Default for Resources {
+    /// Returns one thread for each core, and 256 MiB.
+    fn default() -> Self {
+        Self { threads: threads::available(), memory: 256 << 20 }
+    }
+}
+
 /// Resources that all operations on one repository share.
 pub struct Engine {
     directory: RepositoryDirectory,

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -28,6 +29,14 @@ pub enum PathError {
 
 /// Maximum length of a file name on Linux and in CVMFS, in bytes.
 pub(crate) const MAX_NAME_LENGTH: usize = 255;
+
+impl FromStr for EntryPath {
+    type Err = PathError;
+
+    fn from_str(text: &str) -> Result<Self, PathError> {
+        Self::normalise(text.as_bytes())
+    }
+}
 
 impl EntryPath {
     /// The root of the image.

@@ -1,6 +1,7 @@
 //! Starts threads, with fewer of them if the machine refuses, and with large stacks for recursion over trees.
 
 use std::io;
+use std::num::NonZero;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -20,6 +21,11 @@ pub struct ThreadsError {
 /// part of the tree, it may work on another part on the same stack. A tree of 12 chains of 1,000 directories with 330 nested
 /// catalogs each needs 1.7 MB.
 const STACK_BYTES: usize = 16 << 20;
+
+/// Returns the number of threads that this process can run at the same time.
+pub fn available() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
 
 /// Starts a pool of up to `threads` threads, at least one, that wait for other threads most of the time. Their stacks are too
 /// small for recursion over trees.

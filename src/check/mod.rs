@@ -86,6 +86,13 @@ pub struct CheckOptions {
     pub now: Timestamp,
 }
 
+impl Default for CheckOptions {
+    /// Returns the options of a complete check, with one thread for each core.
+    fn default() -> Self {
+        Self { path: None, quick: false, threads: threads::available(), now: Timestamp::now() }
+    }
+}
+
 /// Objects to which neither the head nor a tag refers. They are valid; a garbage collection deletes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Unreferenced {

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +14,6 @@ use clap_complete::Shell;
 use strata::directory::{DirectoryError, RepositoryDirectory};
 use strata::engine::Resources;
 use strata::image::{FullName, Platform};
-use strata::layer::Limits;
 use strata::layout::ChainSelection;
 use strata::message::shortened;
 use strata::metadata::Timestamp;
@@ -25,6 +23,7 @@ use strata::remote::{RemoteError, RemoteRepository};
 use strata::repository::RevisionSelector;
 use strata::source::{ImageArgument, PlatformSelection};
 use strata::store::StoreError;
+use strata::threads::available;
 use strata::work::ConvertOptions;
 
 use super::failure::UsageError;
@@ -531,22 +530,16 @@ const MAX_THREADS: u16 = 1024;
 
 /// Returns the number of threads: the requested number, or one per core.
 pub fn threads(asked: Option<u16>) -> Result<usize, UsageError> {
-    let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
     match asked {
         Some(threads) if threads > MAX_THREADS => Err(UsageError(format!("--threads must be at most {MAX_THREADS}"))),
-        asked => Ok(asked.map_or_else(cores, usize::from)),
+        asked => Ok(asked.map_or_else(available, usize::from)),
     }
 }
 
 /// Returns the options of a conversion, without publication, for commands without options of their own.
 pub fn default_options() -> anyhow::Result<ConvertOptions> {
     let publish = PublishOptions { now: time_of_publication()?, ..PublishOptions::default() };
-    Ok(ConvertOptions { dry_run: false, only_store: true, limits: Limits::default(), publish })
-}
-
-/// Returns the limits on threads and memory for commands without options of their own.
-pub fn default_resources() -> Result<Resources, UsageError> {
-    Ok(Resources { threads: threads(None)?, memory: ByteSize::mib(256).as_u64() })
+    Ok(ConvertOptions { only_store: true, publish, ..ConvertOptions::default() })
 }
 
 /// The year 10,000 in seconds since 1970, the first time that is not accepted.

@@ -16,11 +16,8 @@ use strata::layer::LossKind;
 use strata::layout::LossList;
 use strata::manifest::RepositoryName;
 use strata::message::causes;
-use strata::metadata::Timestamp;
-use strata::object::HashAlgorithm;
 use strata::progress::Progress;
 use strata::publish::{NewRepository, create_provisional_repository};
-use strata::settings::Settings;
 use strata::source::ImageArgument;
 use strata::stage::{ImageOptions, ImageOutcome, Request};
 use strata::work::{ConvertOptions, ConvertReport, ImageReport, convert};
@@ -146,12 +143,7 @@ fn create_at(path: &Path) -> anyhow::Result<(RepositoryDirectory, UnfinishedFile
     let name = RepositoryName::for_new_repository(name).map_err(|error| {
         UsageError(format!("--create names the repository after the last component of '{}': {error}", path.display()))
     })?;
-    let new = NewRepository {
-        settings: Settings::new(name),
-        algorithm: HashAlgorithm::default(),
-        now: time_of_publication()?,
-        started: Timestamp::now(),
-    };
+    let new = NewRepository { now: time_of_publication()?, ..NewRepository::new(name) };
     let created = create_provisional_repository(path, new, &reporter(), cancellation())?;
     tracing::info!("created {} in {}; 'strata info' prints how to mount it", created.0.name(), path.display());
     Ok(created)

@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use serde_json::{Value, json};
 use strata::diff::{ChangeKind, ChangedAttribute, PathChange, RevisionDiff, diff, diff_rows};
 use strata::directory::RepositoryDirectory;
+use strata::engine::Resources;
 use strata::image::Digest;
 use strata::path::EntryPath;
 use strata::progress::Progress;
@@ -16,7 +17,7 @@ use strata::source::{ArgumentError, ImageArgument, PlatformRequest, PlatformSele
 use strata::stage::{ImageOptions, Request};
 use strata::work::{Rehearsal, rehearse};
 
-use super::arguments::{Arguments, Diff, default_options, default_resources};
+use super::arguments::{Arguments, Diff, default_options};
 use super::failure::{FINDINGS, UsageError};
 use super::progress::Display;
 use super::{print, print_line};
@@ -58,7 +59,7 @@ fn image(arguments: &Arguments, directory: &RepositoryDirectory, command: &Diff)
     let options = default_options()?;
     let progress = Arc::new(Progress::default());
     let display = Display::start(&progress, arguments.quiet);
-    let rehearsal = rehearse(directory, &request, &options, default_resources()?, &progress)?;
+    let rehearsal = rehearse(directory, &request, &options, Resources::default(), &progress)?;
     let (before, after) = (rehearsal.before.as_ref(), rehearsal.after.as_ref());
     let difference = diff_rows(&rehearsal.head, &rehearsal.next, before, after)?;
     drop(display);

@@ -17,9 +17,8 @@ use rustix::process::{
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use strata::directory::RepositoryDirectory;
-use strata::engine::Engine;
+use strata::engine::{Engine, Resources};
 use strata::image::FullName;
-use strata::layer::Limits;
 use strata::message::causes;
 use strata::mount::{MountOptions, MountPoint};
 use strata::preview::{Preview, PreviewOptions};
@@ -28,7 +27,7 @@ use strata::source::{PlatformRequest, PlatformSelection};
 use strata::stage::{ImageOptions, Request};
 use strata::work::convert;
 
-use super::arguments::{Arguments, Preview as PreviewArguments, default_options, default_resources, threads};
+use super::arguments::{Arguments, Preview as PreviewArguments, default_options};
 use super::failure::UsageError;
 use super::interrupt::{Ending, SAME_SIGNAL, print_now};
 use super::mount::{answering_threads, end, guard, unmount};
@@ -49,12 +48,7 @@ pub fn run(arguments: &Arguments, command: &PreviewArguments) -> anyhow::Result<
         threads: answering_threads(),
         ..MountOptions::default()
     };
-    let options = PreviewOptions {
-        platform: command.platform.clone(),
-        limits: Limits::default(),
-        threads: threads(None)?,
-        mount,
-    };
+    let options = PreviewOptions { platform: command.platform.clone(), mount, ..PreviewOptions::default() };
     let stage = watch_for_signals()?;
     let (preview, mounted) =
         Preview::start(&command.image, directory.as_ref(), &command.mountpoint, options, &reporter())?;
@@ -201,7 +195,7 @@ fn keep(command: &PreviewArguments, directory: &RepositoryDirectory, progress: &
     let name: FullName = "preview.invalid/image:preview".parse().context("invalid name")?;
     let image = ImageOptions { platforms, ..ImageOptions::default() };
     let request = Request { argument: command.image.clone(), name: Some(name), image };
-    let engine = Engine::open(directory, default_resources()?)?;
+    let engine = Engine::open(directory, Resources::default())?;
     let report = convert(&engine, &[request], &default_options()?, progress)?;
     report.images.into_iter().try_for_each(|image| Ok(image.outcomes.map(drop)?))
 }

@@ -92,6 +92,14 @@ pub struct PreviewOptions {
     pub mount: MountOptions,
 }
 
+impl Default for PreviewOptions {
+    /// Returns the options of a preview for this machine's platform that reads one layer for each core at the same time.
+    fn default() -> Self {
+        let (limits, mount) = (Limits::default(), MountOptions::default());
+        Self { platform: None, limits, threads: threads::available(), mount }
+    }
+}
+
 /// A mounted image whose layers are still to be read.
 pub struct Preview {
     image: Image,

@@ -13,7 +13,7 @@ use crate::store::Staging;
 use crate::threads;
 
 /// Options for publishing a revision.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct PublishOptions {
     /// Time of all files that strata itself creates.
     pub now: Timestamp,
@@ -21,6 +21,13 @@ pub struct PublishOptions {
     pub wait: Duration,
     /// Publish even if `now` is more than a year after the last revision.
     pub accept_clock: bool,
+}
+
+impl Default for PublishOptions {
+    /// Returns the options for a publication now, which waits ten minutes for other publishers.
+    fn default() -> Self {
+        Self { now: Timestamp::now(), wait: Duration::from_secs(600), accept_clock: false }
+    }
 }
 
 /// A way to publish revisions of one repository, such as a store with a lock.

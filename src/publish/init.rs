@@ -40,6 +40,14 @@ pub struct NewRepository {
     pub started: Timestamp,
 }
 
+impl NewRepository {
+    /// Returns a repository of this name with default settings, which is created now.
+    pub fn new(name: RepositoryName) -> Self {
+        let now = Timestamp::now();
+        Self { settings: Settings::new(name), algorithm: HashAlgorithm::default(), now, started: now }
+    }
+}
+
 /// Creates an empty repository in a new directory.
 ///
 /// The directory appears complete or not at all: it is created in the same parent directory as `path` and renamed last. Storage and

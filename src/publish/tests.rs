@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::*;
 use crate::cancel::Cancellation;
 use crate::manifest::RepositoryName;
-use crate::object::HashAlgorithm;
 use crate::observer::Reporter;
 use crate::path::EntryPath;
 use crate::repository::Repository;
@@ -28,8 +27,7 @@ impl Fixture {
         let path = home.path().join("r.example.org");
         let name: RepositoryName = "r.example.org".parse().unwrap();
         let settings = Settings::new(name.clone());
-        let now = Timestamp::now();
-        let new = NewRepository { settings: settings.clone(), algorithm: HashAlgorithm::default(), now, started: now };
+        let new = NewRepository::new(name.clone());
         let directory = create_repository(&path, new, &Reporter::silent(), &Cancellation::default()).unwrap();
         let store = MemoryStore::default();
         copy_files(&directory.storage_path(), "", &store);
@@ -46,7 +44,7 @@ impl Fixture {
         let staging = Staging::start(self.store.clone()).unwrap();
         let content = staging.put_changing_file(name.as_bytes()).unwrap();
         let edit = Edit::File { size: name.len() as u64, content };
-        let options = PublishOptions { now: Timestamp::now(), ..PublishOptions::default() };
+        let options = PublishOptions { wait: Duration::ZERO, ..PublishOptions::default() };
         let committed = self.publisher.commit(&staging, &self.head(), &options, |_| {
             before();
             Ok(vec![(EntryPath::normalise(name.as_bytes()).unwrap(), edit)])

@@ -15,6 +15,13 @@ pub struct Request {
     pub image: ImageOptions,
 }
 
+impl From<ImageArgument> for Request {
+    /// Returns a request for an image under its own name, in all forms.
+    fn from(argument: ImageArgument) -> Self {
+        Self { argument, name: None, image: ImageOptions::default() }
+    }
+}
+
 impl Request {
     /// Returns the digest in the name to publish under, if the name also has a tag. The published name contains only the tag.
     pub(crate) fn digest_beside_tag(&self) -> Option<Digest> {

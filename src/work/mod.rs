@@ -110,6 +110,14 @@ pub struct ConvertOptions {
     pub publish: PublishOptions,
 }
 
+impl Default for ConvertOptions {
+    /// Returns the options of a conversion that is published now.
+    fn default() -> Self {
+        let (limits, publish) = (Limits::default(), PublishOptions::default());
+        Self { dry_run: false, only_store: false, limits, publish }
+    }
+}
+
 impl ConvertOptions {
     /// Returns the options for staging one of the images. `memory` is the limit for its content in bytes.
     fn stage(&self, memory: u64) -> StageOptions {
