@@ -67,7 +67,7 @@ pub fn full(directory: &Path, scratch: &mut Scratch, table: &mut Table) {
     let strata =
         [(2, "exact"), (0, "balanced"), (1, "fast")].map(|(mode, name)| (mode, format!("strata convert, {name}")));
     speeds.extend(strata.map(|(mode, name)| (name, per_minute(ours[mode]))));
-    plot(Path::new("benches/figures.svg"), "GB of layers in a minute, on 2 cores (more is better)", &speeds);
+    plot(Path::new("docs/figures.svg"), "GB of layers in a minute, on 2 cores (more is better)", &speeds);
 }
 
 /// Compares the reference image only with the bare work.

@@ -1,4 +1,4 @@
-//! Measures every figure of the README in one run: `cargo bench`.
+//! Measures every figure of `docs/performance.md` in one run: `cargo bench`.
 //!
 //! `cargo bench -- GROUP…` measures some groups only:
 //! - `quick`: a Debian base system; takes two minutes (six more if an earlier run left files), and fails if a
