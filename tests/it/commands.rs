@@ -88,7 +88,7 @@ fn create_requires_a_directory_named_after_the_repository() {
 #[test]
 fn first_command_of_the_readme_creates_a_repository() {
     let readme = fs::read_to_string("README.md").unwrap();
-    let command = readme.lines().find_map(|line| line.strip_prefix("$ cargo run --release -- ")).unwrap();
+    let command = readme.lines().find_map(|line| line.strip_prefix("cargo run --release -- ")).unwrap();
     assert!(command.contains(" --create"), "{command}");
     let home = tempfile::tempdir().unwrap();
     fs::create_dir(home.path().join("examples")).unwrap();
