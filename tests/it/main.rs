@@ -15,6 +15,7 @@ mod convert;
 mod databases;
 mod determinism;
 mod diff;
+mod docs;
 mod examples;
 mod exit_codes;
 mod hashes;
