@@ -19,12 +19,9 @@ const README_LINES: usize = 150;
 /// Maximum length of a line in characters. Rows of tables in the manual may be longer, because they cannot be wrapped.
 const LINE_LENGTH: usize = 140;
 
-/// Pages that are written by a program, and need not exist.
-const GENERATED: [&str; 1] = ["docs/commands.md"];
-
 /// Returns the README and the pages of the manual.
 fn pages() -> Vec<Page> {
-    let manual = markdown_files("docs").into_iter().filter(|path| !is_generated(path));
+    let manual = markdown_files("docs");
     [PathBuf::from("README.md")].into_iter().chain(manual).map(|path| Page::open(&path)).collect()
 }
 
@@ -35,10 +32,6 @@ fn markdown_files(directory: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|is| is == "md")).collect();
     files.sort();
     files
-}
-
-fn is_generated(path: &Path) -> bool {
-    GENERATED.iter().any(|generated| path == Path::new(generated))
 }
 
 /// Returns whether this machine has what the commands of a page need. If not, prints that the page is skipped.
@@ -80,11 +73,8 @@ fn links_of_the_documentation_lead_to_files_and_headings() {
                 "" => document.path.clone(),
                 _ => page::normalised(&document.path.parent().unwrap().join(file)),
             };
-            let is_alive = match target.exists() {
-                true => anchor.is_empty() || Page::open(&target).anchors.iter().any(|heading| heading == anchor),
-                false => is_generated(&target),
-            };
-            if !is_alive {
+            let has_anchor = || Page::open(&target).anchors.iter().any(|heading| heading == anchor);
+            if !target.exists() || !(anchor.is_empty() || has_anchor()) {
                 dead.push(format!("{}: {link}", document.path.display()));
             }
         }
