@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::client::mount_with_client;
 use crate::support::fuse::{Mount, assert_same, large_content, motley_image, walk};
-use crate::support::{FQRN, NAME, Run, TestImage, TestRepository, find_program, flat_path, need_fuse, skip_uncaptured};
+use crate::support::{
+    FQRN, NAME, Run, Served, TestImage, TestRepository, find_program, flat_path, need_fuse, skip_uncaptured,
+};
 
 /// Algorithms other than the default, with the suffixes of their hashes.
 const OTHERS: [(&str, &str); 2] = [("rmd160", "-rmd160"), ("shake128", "-shake128")];
@@ -30,9 +33,15 @@ fn check(repository: &TestRepository, image: &TestImage, name: &str) {
     let run = repository.run(["check"]).expect_code(0);
     assert!(run.stdout().contains("no findings") && !run.stderr().contains("WARN"), "{}", run.stderr());
     repository.run(["verify", &repository.source(image), "--name", name]).expect_code(0);
+    let served = Served::of(repository);
+    for options in [&["check"][..], &["check", "--quick"]] {
+        let run = served.run(options).expect_code(0);
+        assert!(run.stdout().contains("no findings"), "{}", run.stdout());
+    }
 }
 
-/// Runs CVMFS's own check with the program that `STRATA_TEST_SWISSKNIFE` names, or `cvmfs_swissknife` in `PATH`.
+/// Runs CVMFS's own check on the repository and on a copy that its replication makes. The program is the one that
+/// `STRATA_TEST_SWISSKNIFE` names, or `cvmfs_swissknife` in `PATH`.
 fn check_with_swissknife(repository: &TestRepository) {
     let Some(program) = find_program("cvmfs_swissknife", "STRATA_TEST_SWISSKNIFE") else {
         skip_uncaptured("cvmfs_swissknife is neither in STRATA_TEST_SWISSKNIFE nor in PATH");
@@ -41,10 +50,24 @@ fn check_with_swissknife(repository: &TestRepository) {
     let key = repository.directory().join(format!("keys/{FQRN}.pub"));
     let temporary = repository.beside("swissknife");
     fs::create_dir_all(&temporary).unwrap();
-    let mut command = Command::new(&program);
-    command.args(["check", "-c", "-l", "1", "-N", FQRN]).arg("-r").arg(repository.storage());
-    Run::of(command.arg("-k").arg(key).arg("-t").arg(&temporary)).expect_code(0);
-    Run::of(Command::new(&program).args(["scrub", "-r"]).arg(repository.storage().join("data"))).expect_code(0);
+    let check = |storage: &Path| {
+        let mut command = Command::new(&program);
+        command.args(["check", "-c", "-l", "1", "-N", FQRN]).arg("-r").arg(storage);
+        Run::of(command.arg("-k").arg(&key).arg("-t").arg(&temporary)).expect_code(0);
+        Run::of(Command::new(&program).args(["scrub", "-r"]).arg(storage.join("data"))).expect_code(0);
+    };
+    check(&repository.storage());
+    let (served, copy) = (Served::of(repository), repository.beside("copy"));
+    for directory in (0..=255).map(|byte| format!("{byte:02x}")).chain(["txn".to_owned()]) {
+        fs::create_dir_all(copy.join("data").join(directory)).unwrap();
+    }
+    let storage = format!("local,{0}/data/txn,{0}", copy.display());
+    let mut pull = Command::new(&program);
+    // `-w` is the address of the replica, which is not reached here.
+    pull.args(["pull", "-m", FQRN, "-u", &served.url(), "-w", "http://127.0.0.1:1/", "-r", &storage]);
+    Run::of(pull.arg("-x").arg(&temporary).arg("-k").arg(&key).args(["-n", "2", "-t", "5", "-a", "1"])).expect_code(0);
+    check(&copy);
+    fs::remove_dir_all(copy).unwrap();
 }
 
 /// Compares the root file system of an image in mounts of strata and of the CVMFS client with the published one.
@@ -52,6 +75,10 @@ fn compare_mounts(repository: &TestRepository, image: &TestImage) {
     let published = repository.flat(image);
     if need_fuse() {
         let mount = Mount::start(repository, &[]);
+        assert_same(&walk(&mount.directory.join(flat_path(image))), published.entries());
+        drop(mount);
+        let served = Served::of(repository);
+        let mount = served.mount(&[]);
         assert_same(&walk(&mount.directory.join(flat_path(image))), published.entries());
     }
     if let Some(mount) = mount_with_client(repository) {
