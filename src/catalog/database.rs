@@ -311,11 +311,11 @@ impl Catalog {
         let read = |sql: &str, kind| {
             database.rows(sql, [], |row| Ok((ObjectHash::new(algorithm(row, 1)?, row.get(0)?), kind, row.get(2)?)))
         };
-        // Flags: 0x80 is external content, 0x800 an object that is stored uncompressed, so that its size in the store is the size
-        // of the file.
-        let whole = "SELECT hash, flags, CASE WHEN flags & 0x800 THEN size END FROM catalog \
+        // Flags: 0x80 is external content, 0x3800 the compression. With the value 0x800, an object is stored uncompressed, so that
+        // its size in the store is the size of the file.
+        let whole = "SELECT hash, flags, CASE flags & 0x3800 WHEN 0x800 THEN size END FROM catalog \
              WHERE hash IS NOT NULL AND flags & 0x80 = 0";
-        let chunks = "SELECT chunks.hash, flags, CASE WHEN flags & 0x800 THEN chunks.size END FROM chunks \
+        let chunks = "SELECT chunks.hash, flags, CASE flags & 0x3800 WHEN 0x800 THEN chunks.size END FROM chunks \
              JOIN catalog USING (md5path_1, md5path_2) WHERE flags & 0x80 = 0";
         let both =
             read(whole, ObjectKind::File).and_then(|files| Ok([files, read(chunks, ObjectKind::Chunk)?].concat()));

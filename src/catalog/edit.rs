@@ -8,6 +8,7 @@ use std::collections::btree_map::Entry;
 
 use rayon::prelude::*;
 
+use super::bits::UNKNOWN;
 use super::build::{BuildError, StoredTree, marker, put_catalog};
 use super::counters::Counters;
 use super::database::{Catalog, CatalogError, References, WritableCatalog};
@@ -397,7 +398,9 @@ impl LoadedCatalog {
                 self.is_changed = true;
                 self.catalog.put_reference(References::Nested, &path, stored.reference)?;
                 // The row must follow the first row of the nested catalog, whose link count or time may have changed.
-                self.catalog.put(&path, &stored.transition_point)?;
+                let unknown = self.catalog.get(&path)?.map_or(0, |row| row.flags & UNKNOWN);
+                let row = stored.transition_point;
+                self.catalog.put(&path, &CatalogEntry { flags: row.flags | unknown, ..row })?;
                 *self.catalog.below() -= before;
                 *self.catalog.below() += stored.totals;
             }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::bits::{
     CHUNKED, DIRECTORY, EXTERNAL, FILE, HIDDEN, NESTED_ROOT, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT,
-    S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED, hash_flags,
+    S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED, hash_flags, is_uncompressed,
 };
 use super::xattr;
 use crate::layer::DeviceNumber;
 use crate::metadata::{Metadata, Timestamp, Xattrs};
-use crate::object::{Content, ContentObjects, ObjectHash, ObjectKind, SizeLimit};
+use crate::object::{Content, ContentObjects, ObjectHash, ObjectKind, SizeLimit, UnsupportedCompression};
 use crate::tree::{Directory, Leaf, LeafKind};
 
 /// A reference to a catalog, as stored in its parent catalog or in the repository manifest.
@@ -68,6 +68,20 @@ pub struct CatalogEntry {
     pub gid: u32,
     /// Packed extended attributes.
     pub xattr: Option<Vec<u8>>,
+}
+
+/// Why strata cannot read the content of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoContent {
+    /// The row is not a regular file with objects.
+    #[error("it is not a regular file with its content in this repository")]
+    NoFile,
+    /// Clients fetch the content from another server.
+    #[error("the content is stored outside of the repository")]
+    External,
+    /// Another program compressed the objects.
+    #[error("the content is compressed with {0}, which strata does not support")]
+    Unsupported(UnsupportedCompression),
 }
 
 impl CatalogEntry {
@@ -254,18 +268,24 @@ impl CatalogEntry {
     }
 
     /// Returns the objects with the content of a regular file and how they are stored.
-    ///
-    /// Returns `None` if the row is not a regular file, or if its content is external.
-    pub fn file_content(&self) -> Option<Content> {
-        // External files have no object.
-        let objects = self.content.clone().filter(|_| self.is_regular() && !self.is_external())?;
-        Some(Content { raw: self.flags & UNCOMPRESSED != 0, objects })
+    pub fn file_content(&self) -> Result<Content, NoContent> {
+        let objects = self.content_objects()?;
+        let raw = is_uncompressed(self.flags).map_err(NoContent::Unsupported)?;
+        Ok(Content { raw, objects: objects.clone() })
     }
 
-    /// Returns the objects of [`Self::file_content`]; an empty list if that returns `None`.
+    fn content_objects(&self) -> Result<&ContentObjects, NoContent> {
+        if self.is_external() {
+            return Err(NoContent::External);
+        }
+        self.content.as_ref().filter(|_| self.is_regular()).ok_or(NoContent::NoFile)
+    }
+
+    /// Returns the objects with the content of a regular file, also if strata does not support their compression. Returns an
+    /// empty list if no object in this repository has the content.
     pub fn objects(&self) -> Vec<(ObjectHash, ObjectKind)> {
-        match self.file_content().map(|content| content.objects) {
-            Some(ContentObjects::Whole(hash)) => vec![(hash, ObjectKind::File)],
+        match self.content_objects().ok() {
+            Some(ContentObjects::Whole(hash)) => vec![(*hash, ObjectKind::File)],
             Some(ContentObjects::Chunks(chunks)) => {
                 chunks.iter().map(|chunk| (chunk.hash, ObjectKind::Chunk)).collect()
             }
@@ -273,17 +293,17 @@ impl CatalogEntry {
         }
     }
 
-    /// Returns the inode that the row describes; `None` for a directory, a socket, or a file whose content strata cannot read.
-    pub fn leaf(&self) -> Option<Leaf> {
+    /// Returns the inode that the row describes. Fails for a directory, a socket, or a file whose content strata cannot read.
+    pub fn leaf(&self) -> Result<Leaf, NoContent> {
         let kind = match self.mode & S_IFMT {
             S_IFREG => LeafKind::File { size: self.size.cast_unsigned(), content: self.file_content()? },
             S_IFLNK => LeafKind::Symlink(self.target().into()),
             S_IFCHR => LeafKind::CharacterDevice(device_number(self.size)),
             S_IFBLK => LeafKind::BlockDevice(device_number(self.size)),
             S_IFIFO => LeafKind::Fifo,
-            _ => return None,
+            _ => return Err(NoContent::NoFile),
         };
-        Some(Leaf { metadata: self.metadata(), kind })
+        Ok(Leaf { metadata: self.metadata(), kind })
     }
 
     /// Returns the directory that the row describes, without children; `None` if the row is not a directory.

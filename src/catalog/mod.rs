@@ -21,7 +21,7 @@ pub use counters::Counters;
 pub use database::{Catalog, CatalogError, StoredObject};
 pub(crate) use database::{PathKey, key_of, key_of_hash};
 pub use edit::{Editor, MAX_STRUCTURAL_ENTRIES, TakeCatalog};
-pub use entry::{CatalogEntry, CatalogReference, Nesting};
+pub use entry::{CatalogEntry, CatalogReference, Nesting, NoContent};
 pub(crate) use guarded::forbid_execution;
 pub use history::{HistoryError, ReferenceKind, Tag, TaggedRevision, next_history, next_reflog, read_tags};
 pub use plan::{MARKER, MAX_ENTRIES, layer_without_stray_markers, without_stray_markers};

@@ -22,6 +22,7 @@ mod tags;
 mod tree;
 mod walk;
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -33,7 +34,7 @@ use crate::directory::{DirectoryError, RepositoryDirectory};
 use crate::manifest::{KeyError, RepositoryManifest, RepositoryName};
 use crate::message::causes;
 use crate::metadata::Timestamp;
-use crate::object::{ObjectHash, ObjectKind};
+use crate::object::{ObjectHash, ObjectKind, UnsupportedCompression};
 use crate::progress::Progress;
 use crate::store::{DirectoryStore, SharedStore};
 use crate::threads::{self, ThreadsError};
@@ -188,6 +189,7 @@ pub fn check(
         progress,
         findings: Findings::default(),
         warnings: Mutex::new(repository.warnings.clone()),
+        unsupported: Mutex::default(),
         obstacle: Mutex::default(),
     };
     let threads = threads::pool(options.threads, reporter)?;
@@ -197,7 +199,13 @@ pub fn check(
         return Err(CheckError::Obstacle { file, source });
     }
     let mut report = checked?;
+    let unsupported = check.unsupported.into_inner().expect("no thread panics while it counts an object");
     report.warnings = check.warnings.into_inner().expect("no thread panics while it warns");
+    report.warnings.extend(unsupported.into_iter().map(|(compression, objects)| {
+        let objects = if objects == 1 { "1 object".to_owned() } else { format!("{objects} objects") };
+        let kind = format_args!("compressed with {compression}, which strata does not support");
+        format!("{objects} {kind}: only the hash is checked, not the content")
+    }));
     // Threads add warnings in any order, and several threads the same one.
     report.warnings.sort();
     report.warnings.dedup();
@@ -213,6 +221,8 @@ struct Check<'c> {
     progress: &'c Progress,
     findings: Findings,
     warnings: Mutex<Vec<String>>,
+    /// Number of objects with the hash of their name whose content cannot be checked.
+    unsupported: Mutex<BTreeMap<UnsupportedCompression, u64>>,
     /// The first file that could not be read for a reason that is not in the repository, and the error.
     obstacle: Mutex<Option<(String, Box<dyn Error + Send + Sync>)>>,
 }
@@ -269,6 +279,12 @@ impl Check<'_> {
         let revision = root.revision.as_deref().unwrap_or("0");
         let stated = manifest.revision.to_string();
         self.findings.require(&location, "revision of the root catalog in field S:", revision, &stated);
+    }
+
+    /// Counts an object that matches its name, but whose content strata cannot read.
+    fn count_unsupported(&self, compression: UnsupportedCompression) {
+        let mut unsupported = self.unsupported.lock().expect("no thread panics while it counts an object");
+        *unsupported.entry(compression).or_default() += 1;
     }
 
     fn warn(&self, warning: String) {

@@ -40,6 +40,11 @@ impl ObjectName {
         self.hash.as_bytes()[0]
     }
 
+    /// Returns whether catalog rows describe how the object is stored. Other objects are known only by their first bytes.
+    pub(super) fn has_row(self) -> bool {
+        [ObjectKind::File, ObjectKind::Chunk].into_iter().any(|kind| self == Self::of(self.hash, kind))
+    }
+
     /// Returns the hash.
     pub(super) fn hash(self) -> ObjectHash {
         self.hash

@@ -1,6 +1,6 @@
 //! Compares the references to objects with the objects in the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::AddAssign;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::finding::Location;
 use super::layout::StoredObject;
-use super::reader::{Examiner, ITS_HASH, NOTHING, WHOLE_STREAM, read_failure};
+use super::reader::{Examiner, ITS_HASH, NOTHING, NoStream, WHOLE_STREAM, read_failure};
 use super::reference::{Reference, References, StoredForm};
 use super::tree::CatalogTree;
 use super::{Check, Unreferenced};
@@ -177,22 +177,28 @@ impl Check<'_> {
         if stored.name.hash() != examined.hash {
             return Ok(vec![fault(group, ITS_HASH, examined.hash.to_string())]);
         }
-        let mut faults = Vec::new();
+        Ok(self.compare_content(stored, group, &examined.unpacked))
+    }
+
+    /// Compares the content of an object whose hash is right with what the rows state. Counts the object if strata cannot read it.
+    fn compare_content(
+        &self,
+        stored: StoredObject,
+        group: &[Reference],
+        unpacked: &Result<u64, NoStream>,
+    ) -> Vec<ObjectFault> {
+        let (mut faults, mut unsupported) = (Vec::new(), BTreeSet::new());
         for alike in group.chunk_by(|a, b| (a.form, a.size) == (b.form, b.size)) {
             let expected = alike[0].size;
-            let actual = match (&examined.unpacked, alike[0].form) {
-                (_, StoredForm::Raw) => stored.bytes,
-                (Ok(bytes), _) => *bytes,
-                (Err(found), _) => {
-                    faults.push(fault(alike, WHOLE_STREAM, found.clone()));
-                    continue;
-                }
-            };
-            if expected != actual && expected != Reference::ANY_SIZE {
-                faults.push(fault(alike, &format!("{expected} bytes of content"), actual.to_string()));
+            match content_size(stored, alike[0].form, unpacked) {
+                Ok(actual) if expected == actual || expected == Reference::ANY_SIZE => {}
+                Ok(actual) => faults.push(fault(alike, &format!("{expected} bytes of content"), actual.to_string())),
+                Err(NoStream::Unsupported(compression)) => drop(unsupported.insert(compression)),
+                Err(NoStream::Damaged(found)) => faults.push(fault(alike, WHOLE_STREAM, found)),
             }
         }
-        Ok(faults)
+        unsupported.into_iter().for_each(|compression| self.count_unsupported(compression));
+        faults
     }
 
     /// Looks up the paths that the faulty objects belong to, catalog by catalog, and adds the faults to the findings.
@@ -218,6 +224,19 @@ impl Check<'_> {
                 self.findings.note(&location, fault.expected, format_args!("{}{more}", fault.found));
             }
         });
+    }
+}
+
+/// Returns the size of the content of an object in the form that rows state.
+fn content_size(stored: StoredObject, form: StoredForm, unpacked: &Result<u64, NoStream>) -> Result<u64, NoStream> {
+    match (form, unpacked) {
+        (StoredForm::Raw, _) => Ok(stored.bytes),
+        (StoredForm::Unsupported(compression), _) => Err(NoStream::Unsupported(compression)),
+        // Clients read the object as the row states, and fail.
+        (_, Err(found @ NoStream::Unsupported(_))) if stored.name.has_row() => {
+            Err(NoStream::Damaged(found.to_string()))
+        }
+        (_, unpacked) => unpacked.clone(),
     }
 }
 

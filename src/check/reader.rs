@@ -1,6 +1,7 @@
 //! Reads files and objects for a check. Damage is added to the findings, and the check continues.
 
 use std::error::Error;
+use std::fmt;
 use std::io::{self, Read};
 use std::sync::atomic::Ordering;
 
@@ -10,7 +11,9 @@ use super::Check;
 use super::finding::Location;
 use super::name::ObjectName;
 use crate::message::causes;
-use crate::object::{DecodeError, HashAlgorithm, ObjectHash, SizeLimit, decode_alone};
+use crate::object::{
+    DecodeError, HashAlgorithm, ObjectHash, SizeLimit, UnsupportedCompression, ZSTD_MAGIC, decode_alone,
+};
 use crate::store::StoreError;
 
 /// Finding text: the expected bytes of an object.
@@ -61,7 +64,8 @@ impl Check<'_> {
         obstacle.get_or_insert_with(|| (file.to_owned(), error.into()));
     }
 
-    /// Reads a whole object into memory. If there is no valid content, adds a finding at `location` and returns `None`.
+    /// Reads a whole object into memory. If there is no valid content, adds a finding at `location` and returns `None`. An object
+    /// that another program compressed is no finding, but counted.
     pub(super) fn read_object(&self, name: ObjectName, location: &Location, limit: SizeLimit) -> Option<Vec<u8>> {
         let stored = self.read_stored(location, &name.to_string(), "a readable object", limit.stored())?;
         self.progress.read.fetch_add(stored.len() as u64, Ordering::Relaxed);
@@ -72,6 +76,7 @@ impl Check<'_> {
         }
         match decode_alone(&stored, limit) {
             Ok(content) => return Some(content),
+            Err(DecodeError::Unsupported(compression)) => self.count_unsupported(compression),
             Err(DecodeError::TooLarge { limit }) => {
                 self.findings.note(location, format_args!("at most {limit} bytes of content"), "more");
             }
@@ -97,7 +102,25 @@ pub(super) fn read_failure(error: &StoreError) -> String {
 pub(super) struct Examined {
     pub(super) hash: ObjectHash,
     /// Size of the decompressed content in bytes, or the reason why the object is not a valid zlib stream.
-    pub(super) unpacked: Result<u64, String>,
+    pub(super) unpacked: Result<u64, NoStream>,
+}
+
+/// What an object is instead of a valid zlib stream. The text form is that of a finding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NoStream {
+    /// An object that another program compressed.
+    Unsupported(UnsupportedCompression),
+    /// A damaged stream, or other bytes.
+    Damaged(String),
+}
+
+impl fmt::Display for NoStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unsupported(compression) => write!(f, "an object compressed with {compression}"),
+            Self::Damaged(found) => f.write_str(found),
+        }
+    }
 }
 
 /// Reads objects of any size through one buffer.
@@ -143,6 +166,8 @@ impl Examiner {
 struct StreamCounter {
     inflate: Decompress,
     output: Vec<u8>,
+    /// The first bytes of the object, as many as identify an unsupported compression.
+    start: Vec<u8>,
     state: StreamState,
 }
 
@@ -154,15 +179,18 @@ enum StreamState {
 
 impl StreamCounter {
     fn new() -> Self {
-        Self { inflate: Decompress::new(true), output: vec![0; BUFFER_SIZE], state: StreamState::Open }
+        let (inflate, output) = (Decompress::new(true), vec![0; BUFFER_SIZE]);
+        Self { inflate, output, start: Vec::new(), state: StreamState::Open }
     }
 
     fn reset(&mut self) {
         self.inflate.reset(true);
+        self.start.clear();
         self.state = StreamState::Open;
     }
 
     fn feed(&mut self, mut input: &[u8]) {
+        self.start.extend(input.iter().take(ZSTD_MAGIC.len() - self.start.len()));
         while matches!(self.state, StreamState::Open) {
             let (read, written) = (self.inflate.total_in(), self.inflate.total_out());
             let status = self.inflate.decompress(input, &mut self.output, FlushDecompress::None);
@@ -179,13 +207,15 @@ impl StreamCounter {
         }
     }
 
-    fn end(&self) -> Result<u64, String> {
-        match &self.state {
-            StreamState::Ended { trailing: 0 } => Ok(self.inflate.total_out()),
-            StreamState::Ended { trailing } => Err(format!("{trailing} bytes after the end of the stream")),
-            StreamState::Failed(error) => Err(error.clone()),
-            StreamState::Open => Err(format!("a truncated stream with {} bytes of content", self.inflate.total_out())),
-        }
+    fn end(&self) -> Result<u64, NoStream> {
+        let damage = match &self.state {
+            StreamState::Ended { trailing: 0 } => return Ok(self.inflate.total_out()),
+            StreamState::Ended { trailing } => format!("{trailing} bytes after the end of the stream"),
+            StreamState::Failed(error) => error.clone(),
+            StreamState::Open => format!("a truncated stream with {} bytes of content", self.inflate.total_out()),
+        };
+        let compression = UnsupportedCompression::of_object(&self.start);
+        Err(compression.map_or(NoStream::Damaged(damage), NoStream::Unsupported))
     }
 }
 
@@ -194,7 +224,7 @@ mod tests {
     use super::*;
     use crate::object::{Compression, Encoder};
 
-    fn examine(pieces: &[&[u8]]) -> Result<u64, String> {
+    fn examine(pieces: &[&[u8]]) -> Result<u64, NoStream> {
         let mut stream = StreamCounter::new();
         stream.reset();
         pieces.iter().for_each(|piece| stream.feed(piece));
@@ -216,9 +246,20 @@ mod tests {
     fn every_kind_of_damage_is_reported() {
         let stored = Encoder::new(Compression::Fast).encode(&[7; 1000]).to_vec();
         let longer = [&stored[..], b"xy"].concat();
-        assert_eq!(examine(&[&longer]), Err("2 bytes after the end of the stream".to_owned()));
+        assert_eq!(examine(&[&longer]), Err(NoStream::Damaged("2 bytes after the end of the stream".to_owned())));
         for bad in [&stored[..stored.len() - 1], &stored[1..], b"", b"\x1f\x8b\x08"] {
-            assert!(examine(&[bad]).is_err(), "{bad:?}");
+            assert!(matches!(examine(&[bad]), Err(NoStream::Damaged(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn zstd_frame_is_named_for_any_split() {
+        let frame = zstd::bulk::compress(&[7; 1000], 3).unwrap();
+        for at in 0..5 {
+            let (a, b) = frame.split_at(at);
+            let found = examine(&[a, b]);
+            assert_eq!(found, Err(NoStream::Unsupported(UnsupportedCompression::ZSTD)));
+            assert_eq!(found.unwrap_err().to_string(), "an object compressed with zstd");
         }
     }
 }

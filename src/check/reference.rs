@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 use super::name::ObjectName;
+use crate::object::UnsupportedCompression;
 
 /// How the content of an object is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,6 +14,8 @@ pub(super) enum StoredForm {
     Raw,
     /// As a zlib stream.
     Packed,
+    /// In a form that strata cannot read, so that only the hash can be checked.
+    Unsupported(UnsupportedCompression),
 }
 
 /// A reference to an object. Many millions of these are in memory at the same time.

@@ -12,7 +12,7 @@ use super::reference::{Reference, References};
 use super::scope::Scope;
 use super::walk::CheckedRows;
 use crate::catalog::audit::{AuditedCatalog, AuditedReference, AuditedRow};
-use crate::catalog::bits::{NESTED_ROOT, TRANSITION_POINT};
+use crate::catalog::bits::{NESTED_ROOT, TRANSITION_POINT, UNKNOWN};
 use crate::catalog::{Counters, PathKey, key_of};
 use crate::object::{ObjectKind, SizeLimit};
 
@@ -359,7 +359,8 @@ fn quoted(bytes: Option<&[u8]>) -> String {
 
 /// Returns the first attribute in which a transition point and the root entry of its catalog differ, with both values.
 fn difference(above: &DirectoryRow, below: &DirectoryRow) -> Option<(String, String)> {
-    const NESTING: u32 = TRANSITION_POINT | NESTED_ROOT;
+    // Flags that strata does not know may be only in one of the rows.
+    const IGNORED: u32 = TRANSITION_POINT | NESTED_ROOT | UNKNOWN;
     let attributes = |directory: &DirectoryRow| {
         let row = &directory.row;
         [
@@ -367,7 +368,7 @@ fn difference(above: &DirectoryRow, below: &DirectoryRow) -> Option<(String, Str
             format!("link count {} and group {}", row.link_count, row.link_group),
             format!("mode {:o}", row.mode),
             format!("size {}", row.size),
-            format!("flags {:#x}", row.flags & !NESTING),
+            format!("flags {:#x}", row.flags & !IGNORED),
             format!("uid {} and gid {}", row.uid, row.gid),
             format!("mtime {}", row.mtime),
             format!("hash {} and link target {}", quoted(directory.hash.as_deref()), quoted(Some(&directory.symlink))),

@@ -12,7 +12,7 @@ use crate::catalog::Counters;
 use crate::catalog::audit::{
     AuditedCatalog, AuditedChunk, AuditedReference, AuditedRow, FileKind, RowVisitor, Severity, Walk,
 };
-use crate::catalog::bits::{EXTERNAL, UNCOMPRESSED, hash_algorithm};
+use crate::catalog::bits::{EXTERNAL, hash_algorithm, is_uncompressed};
 use crate::object::{ObjectHash, ObjectKind};
 
 /// The rows of a catalog that is being checked.
@@ -65,7 +65,11 @@ impl CheckedRows<'_> {
         if row.flags & EXTERNAL != 0 || !self.scope.holds(path) {
             return;
         }
-        let form = if row.flags & UNCOMPRESSED != 0 { StoredForm::Raw } else { StoredForm::Packed };
+        let form = match is_uncompressed(row.flags) {
+            Ok(true) => StoredForm::Raw,
+            Ok(false) => StoredForm::Packed,
+            Err(compression) => StoredForm::Unsupported(compression),
+        };
         let refer = |hash: Option<&[u8]>, size: i64, kind| {
             let name = ObjectName::of(ObjectHash::new(algorithm, hash?.try_into().ok()?), kind);
             Some(Reference { name, form, size: size.cast_unsigned(), catalog: self.number, row: row.rowid })

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::catalog::{CatalogReference, FACTS};
 use crate::image::{Digest, MAX_DOCUMENT_SIZE};
 use crate::layout::{self, ImagePlace};
-use crate::object::{ContentObjects, ObjectHash};
+use crate::object::{ObjectHash, ObjectKind};
 use crate::path::EntryPath;
 use crate::repository::{CatalogLocation, Repository, RepositoryError};
 
@@ -78,9 +78,10 @@ pub(crate) fn foreign_manifest(head: &Repository, place: &ImagePlace) -> Result<
     if manifest.is_none() || head.get(&directory.join(b"strata.json"))?.is_some() {
         return Ok(None);
     }
-    Ok(manifest.and_then(|entry| entry.file_content()).and_then(|content| match content.objects {
-        ContentObjects::Whole(hash) => Some(hash),
-        ContentObjects::Chunks(_) | ContentObjects::Unstored { .. } => None,
+    // The compression does not matter: the name of the object identifies the manifest.
+    Ok(manifest.and_then(|entry| match entry.objects()[..] {
+        [(hash, ObjectKind::File)] => Some(hash),
+        _ => None,
     }))
 }
 

@@ -117,7 +117,7 @@ impl AnswerError {
         match self {
             Self::Missing => Errno::ENOENT,
             Self::NotADirectory => Errno::ENOTDIR,
-            Self::Repository(_) | Self::Content(_) | Self::Foreign => Errno::EIO,
+            Self::Repository(_) | Self::Content(_) | Self::NoContent(_) => Errno::EIO,
         }
     }
 }

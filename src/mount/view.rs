@@ -7,7 +7,7 @@ use super::content::ReadContentError;
 use super::mountable::{MountableTree, SharedContentSource, TreeTotals};
 use super::nodes::{FoundNode, Nodes};
 use crate::cache::{ByteCache, CacheValue};
-use crate::catalog::CatalogEntry;
+use crate::catalog::{CatalogEntry, NoContent};
 use crate::observer::Reporter;
 use crate::repository::{LocatedDirectory, NamedRow, RepositoryError, Row};
 
@@ -26,9 +26,9 @@ pub(super) enum AnswerError {
     /// Content cannot be read.
     #[error(transparent)]
     Content(#[from] ReadContentError),
-    /// The content is not stored in this repository.
-    #[error("the content is stored outside of the repository")]
-    Foreign,
+    /// The content of the node is not available.
+    #[error(transparent)]
+    NoContent(#[from] NoContent),
 }
 
 /// The entries of a directory at one point in time, sorted by name.
@@ -188,7 +188,7 @@ impl<S: MountableTree> View<S> {
     /// Reads up to `length` bytes of a file.
     pub(super) fn read_content(&self, number: u64, offset: u64, length: u32) -> Result<Vec<u8>, AnswerError> {
         let entry = self.entry(number)?;
-        let content = entry.file_content().ok_or(AnswerError::Foreign)?;
+        let content = entry.file_content()?;
         Ok(self.content.read(&content, entry.size.cast_unsigned(), offset, length as usize)?)
     }
 }

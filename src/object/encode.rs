@@ -13,6 +13,7 @@ use libdeflater::{CompressionLvl, Compressor};
 use super::igzip::Igzip;
 use super::inflate::{Inflated, Inflater};
 use super::size_limit::SizeLimit;
+use super::unsupported::UnsupportedCompression;
 use super::zlib::StockZlib;
 
 /// Compression mode of a repository's file content. Each mode bounds the size of the result.
@@ -221,6 +222,9 @@ pub enum DecodeError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The bytes are no zlib stream, but the start of an object that another program compressed. The object is not damaged.
+    #[error("the object is compressed with {0}, which strata does not support")]
+    Unsupported(UnsupportedCompression),
     /// Other bytes follow the stream.
     #[error("{0} bytes follow the zlib stream")]
     TrailingBytes(u64),
@@ -250,6 +254,9 @@ fn unpack(stored: &[u8], limit: SizeLimit) -> Result<(Vec<u8>, u64), DecodeError
         plain.truncate(written);
         plain.shrink_to_fit();
         return Ok((plain, read as u64));
+    }
+    if let Some(compression) = UnsupportedCompression::of_object(stored) {
+        return Err(DecodeError::Unsupported(compression));
     }
     // The content is larger than the buffer, or the stream is damaged. Unpacking as a stream distinguishes these cases.
     plain = Vec::new();
@@ -340,6 +347,21 @@ mod tests {
         for bad in [&stored[..stored.len() - 1], &stored[1..], b"", b"\x1f\x8b\x08"] {
             assert!(matches!(decode(bad, limit(1000)), Err(DecodeError::Damaged(_))), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn zstd_frame_is_named_and_no_other_bytes_are_taken_for_one() {
+        let frame = zstd::bulk::compress(&text(1000), 3).unwrap();
+        assert!(matches!(
+            decode(&frame, SizeLimit::of(1000)),
+            Err(DecodeError::Unsupported(UnsupportedCompression::ZSTD))
+        ));
+        let message = decode_alone(&frame, SizeLimit::of(1000)).unwrap_err().to_string();
+        assert_eq!(message, "the object is compressed with zstd, which strata does not support");
+        for other in [&frame[1..], &frame[..3], b"\x28\xb5\x2f\xfc more", b"\x50\x2a\x4d\x18 more"] {
+            assert!(matches!(decode(other, SizeLimit::of(1000)), Err(DecodeError::Damaged(_))), "{other:?}");
+        }
+        assert_eq!(UnsupportedCompression(5).to_string(), "compression algorithm 5");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod hash;
 mod igzip;
 mod inflate;
 mod size_limit;
+mod unsupported;
 mod zlib;
 
 pub use algorithm::{HashAlgorithm, ObjectHasher, ParseAlgorithmError};
@@ -20,3 +21,5 @@ pub use content::{Chunk, Content, ContentObjects};
 pub use encode::{Compression, DecodeError, Encoder, EncoderId, decode, decode_alone};
 pub use hash::{ObjectHash, ObjectKind, ParseHashError};
 pub use size_limit::SizeLimit;
+pub use unsupported::UnsupportedCompression;
+pub(crate) use unsupported::ZSTD_MAGIC;

@@ -73,10 +73,11 @@ impl<'a> EditList<'a> {
         };
         let content = self.staging.put_file(self.compression, bytes)?;
         if let Some(before) = before {
-            let is_same_size = before.size == bytes.len() as i64;
+            // Content that cannot be read, such as that of another compression, is replaced.
+            let is_comparable = before.size == bytes.len() as i64 && before.file_content().is_ok();
             // Another object may have the same content, if the compression setting has changed.
-            if before.file_content().as_ref() == Some(&content)
-                || is_same_size && self.head.read_if_intact(&path, bytes.len() as u64)?.as_deref() == Some(bytes)
+            if before.file_content().as_ref() == Ok(&content)
+                || is_comparable && self.head.read_if_intact(&path, bytes.len() as u64)?.as_deref() == Some(bytes)
             {
                 return Ok(false);
             }

@@ -18,14 +18,14 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::cache::{ByteCache, CacheValue};
-use crate::catalog::{Catalog, CatalogEntry, CatalogError, CatalogReference, HistoryError, Tag, read_tags};
+use crate::catalog::{Catalog, CatalogEntry, CatalogError, CatalogReference, HistoryError, NoContent, Tag, read_tags};
 use crate::layout;
 use crate::manifest::{
     FrontPageError, ManifestError, RepositoryManifest, RepositoryName, certificate::CertificateError,
     letter::LetterError,
 };
 use crate::message::causes;
-use crate::object::{ObjectHash, ObjectKind, SizeLimit};
+use crate::object::{ObjectHash, ObjectKind, SizeLimit, UnsupportedCompression};
 use crate::path::EntryPath;
 use crate::store::{ContentError, SharedStore, StoreError};
 use crate::threads::ThreadsError;
@@ -125,6 +125,14 @@ pub enum RepositoryError {
         /// The reason.
         fault: &'static str,
     },
+    /// Another program compressed the content of a file. The file is not damaged.
+    #[error("cannot read {path}: it is compressed with {compression}, which strata does not support")]
+    Unsupported {
+        /// The file.
+        path: EntryPath,
+        /// Its compression.
+        compression: UnsupportedCompression,
+    },
     /// The content of a file cannot be read.
     #[error("cannot read {path}{}", repair_of_file(path, source))]
     Content {
@@ -136,6 +144,15 @@ pub enum RepositoryError {
 }
 
 impl RepositoryError {
+    /// Returns the error for an entry whose content cannot be read. `fault` describes an entry that is no file of this repository.
+    fn without_content(path: &EntryPath, reason: NoContent, fault: &'static str) -> Self {
+        let path = path.clone();
+        match reason {
+            NoContent::Unsupported(compression) => Self::Unsupported { path, compression },
+            NoContent::NoFile | NoContent::External => Self::Unreadable { path, fault },
+        }
+    }
+
     /// Returns the error for an unreadable catalog of the directory `path`.
     pub(crate) fn of_catalog(path: &EntryPath, error: StoreError) -> Self {
         match error.is_damage() {
@@ -445,9 +462,8 @@ impl Repository {
     pub fn read(&self, path: &EntryPath, limit: u64) -> Result<Option<Vec<u8>>, RepositoryError> {
         let Some(entry) = self.get(path)? else { return Ok(None) };
         let unreadable = |fault| RepositoryError::Unreadable { path: path.clone(), fault };
-        let content = entry
-            .file_content()
-            .ok_or_else(|| unreadable("it is not a regular file with its content in this repository"))?;
+        let fault = "it is not a regular file with its content in this repository";
+        let content = entry.file_content().map_err(|reason| RepositoryError::without_content(path, reason, fault))?;
         if entry.size.cast_unsigned() > limit {
             return Err(unreadable("it is larger than the limit for files of its kind"));
         }

@@ -69,7 +69,7 @@ fn read_directory(
             continue;
         } else {
             let fault = "images cannot contain a file of its type";
-            let leaf = entry.leaf().ok_or(RepositoryError::Unreadable { path, fault })?;
+            let leaf = entry.leaf().map_err(|reason| RepositoryError::without_content(&path, reason, fault))?;
             Node::Leaf(match entry.link_group {
                 0 => Arc::new(leaf),
                 group => Arc::clone(groups.entry(group).or_insert_with(|| Arc::new(leaf))),

@@ -136,7 +136,7 @@ impl Stager<'_> {
     /// Returns the missing or damaged objects of a file that strata created.
     fn missing_objects_of_file(&self, head: &Repository, path: &EntryPath) -> Result<Vec<StoredObject>, StageError> {
         let Some(entry) = head.get(path)? else { return Ok(Vec::new()) };
-        let Some(content) = entry.file_content() else { return Ok(Vec::new()) };
+        let Ok(content) = entry.file_content() else { return Ok(Vec::new()) };
         let length = |size: u64| content.raw.then_some(size);
         let objects: Vec<StoredObject> = match &content.objects {
             ContentObjects::Whole(hash) => vec![(*hash, ObjectKind::File, length(entry.size.cast_unsigned()))],

@@ -61,7 +61,7 @@ pub enum StoreError {
         /// The hash of the bytes.
         actual: ObjectHash,
     },
-    /// The bytes of an object match its name, but are not a valid zlib stream.
+    /// The bytes of an object match its name, but are not a zlib stream, or it is damaged.
     #[error("object '{address}' cannot be decompressed")]
     Undecodable {
         /// Path or URL of the object.
@@ -138,7 +138,8 @@ impl StoreError {
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::Missing { .. } | Self::WrongHash { .. } | Self::Undecodable { .. } => true,
+            Self::Undecodable { source, .. } => !matches!(source, DecodeError::Unsupported(_)),
+            Self::Missing { .. } | Self::WrongHash { .. } => true,
             _ => false,
         }
     }

@@ -260,8 +260,8 @@ impl<'r> Comparison<'r> {
         let found = entry.size.cast_unsigned();
         self.require(path, "size", size, found);
         match entry.file_content() {
-            Some(content) => self.contents.push(PendingContent { path: path.clone(), content, size: found, expected }),
-            None => self.note(path, "content", "objects of this repository", "none"),
+            Ok(content) => self.contents.push(PendingContent { path: path.clone(), content, size: found, expected }),
+            Err(reason) => self.note(path, "content", "content that strata can read", reason),
         }
     }
 

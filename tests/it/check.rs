@@ -2,6 +2,7 @@
 
 mod damage;
 mod faults;
+mod newer;
 mod scope;
 
 use std::fs;

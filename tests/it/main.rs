@@ -27,6 +27,7 @@ mod limits;
 mod local_server;
 mod mount;
 mod names;
+mod newer_releases;
 mod observer;
 mod odd_input;
 mod overlay_mounts;

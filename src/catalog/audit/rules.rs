@@ -5,8 +5,8 @@ use std::fmt;
 use super::walk::{RowVisitor, Severity};
 use super::{AuditedCatalog, AuditedRow};
 use crate::catalog::bits::{
-    BIND_MOUNTPOINT, CHUNKED, DIRECT_IO, DIRECTORY, EXTERNAL, FILE, HASH_ALGORITHM, HIDDEN, NESTED_ROOT, S_IFBLK,
-    S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNCOMPRESSED,
+    BIND_MOUNTPOINT, CHUNKED, COMPRESSION, DIRECT_IO, DIRECTORY, EXTERNAL, FILE, HASH_ALGORITHM, HIDDEN, NESTED_ROOT,
+    S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK, SPECIAL, SYMLINK, TRANSITION_POINT, UNKNOWN,
     hash_algorithm,
 };
 use crate::message::escape;
@@ -113,11 +113,11 @@ pub(super) fn check_row(
     }
 }
 
-/// Returns the required flags. Bits that the format leaves optional are copied from the row.
+/// Returns the required flags. Bits that the format leaves optional, and bits that strata does not know, are copied from the row.
 fn expected_flags(row: &AuditedRow, kind: FileKind, relations: RowRelations) -> u32 {
     let choices = match kind {
-        FileKind::Regular => UNCOMPRESSED | HASH_ALGORITHM | EXTERNAL | HIDDEN | DIRECT_IO,
-        _ => HIDDEN,
+        FileKind::Regular => COMPRESSION | HASH_ALGORITHM | EXTERNAL | HIDDEN | DIRECT_IO | UNKNOWN,
+        _ => HIDDEN | UNKNOWN,
     };
     let when = |condition: bool, flag: u32| if condition { flag } else { 0 };
     let demanded = match kind {

@@ -110,6 +110,12 @@ mod tests {
         for sql in ["", "UPDATE catalog SET mtimens = NULL", "INSERT INTO properties VALUES ('x', 7)"] {
             open(sql).unwrap();
         }
+        for bit in 17..32 {
+            open(&format!("UPDATE catalog SET flags = flags | {}", 1_u32 << bit)).unwrap();
+        }
+        for compression in 1..8 {
+            open(&format!("UPDATE catalog SET flags = flags | {} WHERE name = 'f'", compression << 11)).unwrap();
+        }
     }
 
     #[test]
@@ -147,7 +153,7 @@ mod tests {
             "flags = 0",
             "flags = flags | 2",
             "flags = flags | 32",
-            "flags = flags | 0x20000",
+            "flags = flags | 1 << 32",
             "uid = 4294967295",
             "gid = 4294967295",
             "mtimens = -1",
@@ -172,6 +178,7 @@ mod tests {
             ("d", "mode = 41471"),
             ("d", "mode = 33188"),
             ("d", "flags = 4"),
+            ("d", "flags = flags | 0x1000"),
             ("d", "flags = flags | 0x4000"),
             ("d", "symlink = 'x'"),
             ("d", "size = 9223372036854775807"),
@@ -181,6 +188,7 @@ mod tests {
             ("l", "flags = 4"),
             ("l", "flags = flags | 128"),
             ("l", "flags = flags | 64"),
+            ("l", "flags = flags | 0x1000"),
             ("l", "symlink = ''"),
             ("l", "size = 5"),
             ("l", "size = 100000, symlink = printf('%.100000c', 'n')"),

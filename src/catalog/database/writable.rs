@@ -445,7 +445,7 @@ mod tests {
                 let file = Content { raw: false, objects };
                 let entry = CatalogEntry::of_file(&Metadata::of_implied_directory(), 10, &file);
                 catalog.put(&path(&format!("a/{name}-{algorithm}")), &entry).unwrap();
-                assert_eq!(entry.file_content(), Some(file));
+                assert_eq!(entry.file_content(), Ok(file));
             }
             let reference = CatalogReference { hash: whole, size: 5 };
             catalog.put_reference(References::Nested, &path(&format!("a/n-{algorithm}")), reference).unwrap();

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::catalog::CatalogBuilder;
-use crate::catalog::bits::BIND_MOUNTPOINT;
+use crate::catalog::bits::{BIND_MOUNTPOINT, NESTED_ROOT, TRANSITION_POINT, UNKNOWN};
 use crate::object::{Chunk, Compression, ContentObjects, ObjectHash};
 use crate::store::DirectoryStore;
 use crate::tree::{Directory, Leaf, LeafKind, Node};
@@ -243,4 +243,56 @@ fn edits_of_cached_and_of_stored_catalogs_give_the_same_result() {
     };
     assert_eq!(change(&take), change(&|_, _| None));
     assert_eq!(asked.into_inner(), [EntryPath::ROOT, at("a")]);
+}
+
+#[test]
+fn flags_that_strata_does_not_know_and_other_compressions_are_kept() {
+    let (_directory, store) = store();
+    let staging = Staging::start(&store).unwrap();
+    let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
+    let metadata = Metadata::of_implied_directory();
+    let rows = [
+        ("a", CatalogEntry::of_directory(&metadata, 0), UNKNOWN),
+        ("a/file", CatalogEntry::of_file(&metadata, 7, &content()), 1 << 17),
+        ("a/zstd", CatalogEntry::of_file(&metadata, 7, &content()), 2 << 11),
+        ("a/later", CatalogEntry::of_file(&metadata, 7, &content()), 7 << 11 | 1 << 31),
+        ("a/link", CatalogEntry::of_symlink(&metadata, b"file"), 1 << 20),
+    ];
+    for (path, row, flags) in &rows {
+        editor.put(&at(path), CatalogEntry { flags: row.flags | flags, ..row.clone() }).unwrap();
+    }
+    let mut root = editor.write(1).unwrap();
+    let assert_kept = |editor: &mut Editor<'_>| {
+        for (path, row, flags) in &rows {
+            let known = editor.get(&at(path)).unwrap().unwrap().flags & !(TRANSITION_POINT | NESTED_ROOT);
+            assert_eq!(known, row.flags | flags, "{path}");
+        }
+    };
+    // A new subdirectory changes the link count of the directory; a new catalog moves its rows.
+    let edits: [&dyn Fn(&mut Editor<'_>); 3] = [
+        &|editor| editor.put(&at("a/b/new"), CatalogEntry::of_symlink(&metadata, b"x")).unwrap(),
+        &|editor| editor.make_catalog(&at("a")).unwrap(),
+        &|editor| assert!(editor.remove(&at("a/b")).unwrap()),
+    ];
+    for (edit, revision) in edits.into_iter().zip(2..) {
+        let mut editor = Editor::open(&staging, Compression::Fast, root, &|_, _| None, NOW).unwrap();
+        edit(&mut editor);
+        assert_kept(&mut editor);
+        root = editor.write(revision).unwrap();
+        recount(&staging, &EntryPath::ROOT, root);
+        assert_kept(&mut Editor::open(&staging, Compression::Fast, root, &|_, _| None, NOW).unwrap());
+    }
+}
+
+#[test]
+fn unknown_flags_that_only_a_transition_point_has_are_kept() {
+    let (_directory, store) = store();
+    let staging = Staging::start(&store).unwrap();
+    let mut editor = Editor::create(&staging, Compression::Fast, NOW).unwrap();
+    editor.make_catalog(&at("a")).unwrap();
+    let row = editor.root.catalog.get(&at("a")).unwrap().unwrap();
+    editor.root.catalog.put(&at("a"), &CatalogEntry { flags: row.flags | 1 << 17, ..row.clone() }).unwrap();
+    editor.put(&at("a/x"), CatalogEntry::of_file(&Metadata::of_implied_directory(), 7, &content())).unwrap();
+    let root = read(&staging, &EntryPath::ROOT, editor.write(1).unwrap());
+    assert_eq!(root.get(&at("a")).unwrap().unwrap().flags, row.flags | 1 << 17);
 }

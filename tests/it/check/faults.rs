@@ -36,7 +36,7 @@ const LAWFUL: [&str; 16] = [
     ".cvmfsreflog field Y of the manifest",
 ];
 
-fn check_forged(repository: &Forged) -> CheckReport {
+pub fn check_forged(repository: &Forged) -> CheckReport {
     let directory: TempDir = tempfile::tempdir().unwrap();
     fs::write(directory.path().join(format!("{FQRN}.pub")), PUBLIC_KEY).unwrap();
     let settings = format!("repository = \"{FQRN}\"\nstorage = {:?}\nkeys = \".\"\n", repository.path());
@@ -144,6 +144,9 @@ fn valid_states_that_only_other_programs_write_have_no_findings() {
         "UPDATE nested_catalogs SET size = 0",
         "UPDATE catalog SET size = 0 WHERE name = 'link'",
         "UPDATE catalog SET flags = flags | 65536 WHERE name = 'raw'",
+        // Flags that strata does not know: the trigger of a file bundle, and the highest bit.
+        "UPDATE catalog SET flags = flags | 0x20000",
+        "UPDATE catalog SET flags = flags | 0x80000000",
         "UPDATE catalog SET mtimens = NULL",
         "INSERT INTO properties VALUES ('something', 'else')",
     ];
@@ -151,6 +154,8 @@ fn valid_states_that_only_other_programs_write_have_no_findings() {
         let report = check_forged(&Forge::new().root(&format!("{sql};")).build());
         assert_eq!((report.findings, report.warnings), (vec![], vec![]), "{sql}");
     }
+    let report = check_forged(&Forge::new().nested("UPDATE catalog SET flags = flags | 0x20000;").build());
+    assert_eq!((report.findings, report.warnings), (vec![], vec![]));
 }
 
 #[test]

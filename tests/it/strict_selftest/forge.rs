@@ -68,6 +68,7 @@ pub struct Forge {
     history: String,
     reflog: String,
     root_bytes: fn(&mut [u8]),
+    zstd: &'static str,
     manifest: Box<dyn Fn(String) -> String>,
 }
 
@@ -146,7 +147,7 @@ impl Forge {
     pub fn new() -> Self {
         let (root, nested, history, reflog) = Default::default();
         let directory = tempfile::tempdir().unwrap();
-        Self { directory, root, nested, history, reflog, root_bytes: |_| {}, manifest: Box::new(|text| text) }
+        Self { directory, root, nested, history, reflog, root_bytes: |_| {}, zstd: "", manifest: Box::new(|text| text) }
     }
 
     /// Changes the root catalog.
@@ -158,6 +159,12 @@ impl Forge {
     /// Changes the root catalog's file once it is complete.
     pub fn root_bytes(mut self, edit: fn(&mut [u8])) -> Self {
         self.root_bytes = edit;
+        self
+    }
+
+    /// Compresses all objects of these kinds with zstd instead of zlib. Each kind is the letter at the end of the names.
+    pub fn compress_with_zstd(mut self, kinds: &'static str) -> Self {
+        self.zstd = kinds;
         self
     }
 
@@ -199,8 +206,7 @@ impl Forge {
         let nested = self.nested_catalog();
         let root = self.root_catalog(&nested, &previous.0);
         let history = self.history_database(&root, &previous);
-        let (certificate, meta_info) =
-            (self.put(&deflate(CERTIFICATE.as_bytes()), "X"), self.put(&deflate(b"{}\n"), "M"));
+        let (certificate, meta_info) = (self.put_packed(CERTIFICATE.as_bytes(), "X"), self.put_packed(b"{}\n", "M"));
         let reflog = self.reflog_database(&[&root.0, &previous.0], &certificate, &history, &meta_info);
         let fields = format!(
             "C{}\nB{}\nRd41d8cd98f00b204e9800998ecf8427e\nD240\nS2\nGyes\nAno\nN{FQRN}\nX{certificate}\nH{history}\n\
@@ -229,11 +235,18 @@ impl Forge {
         put(self.path(), stored, suffix)
     }
 
+    fn put_packed(&self, content: &[u8], suffix: &str) -> String {
+        match self.zstd.contains(suffix) {
+            true => self.put(&zstd(content), suffix),
+            false => self.put(&deflate(content), suffix),
+        }
+    }
+
     fn put_catalog(&self, mut catalog: Connection, sql: &str, edit: fn(&mut [u8])) -> (String, usize) {
         catalog.execute_batch(sql).unwrap();
         let mut bytes = catalog.serialize(MAIN_DB).unwrap().to_vec();
         edit(&mut bytes);
-        (self.put(&deflate(&bytes), "C"), bytes.len())
+        (self.put_packed(&bytes, "C"), bytes.len())
     }
 
     fn previous_catalog(&self) -> (String, usize) {
@@ -319,7 +332,7 @@ impl Forge {
             root.0, root.1, previous.0, previous.1, self.history
         );
         history.execute_batch(&sql).unwrap();
-        self.put(&deflate(&history.serialize(MAIN_DB).unwrap()), "H")
+        self.put_packed(&history.serialize(MAIN_DB).unwrap(), "H")
     }
 
     fn reflog_database(&self, roots: &[&str], certificate: &str, history: &str, meta_info: &str) -> String {
@@ -379,6 +392,11 @@ pub fn deflate(content: &[u8]) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(content).unwrap();
     encoder.finish().unwrap()
+}
+
+/// Compresses content as newer releases of CVMFS may do.
+pub fn zstd(content: &[u8]) -> Vec<u8> {
+    zstd::bulk::compress(content, 3).unwrap()
 }
 
 fn halves(path: &[u8]) -> (i64, i64) {
