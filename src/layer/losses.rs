@@ -52,6 +52,10 @@ pub enum LossKind {
     MaskedLink,
     /// An entry named `.cvmfscatalog` that cannot mark a nested catalog, or that exceeds the maximum number of such marks.
     StrayMarker,
+    /// A description of a file bundle (`.cvmfsbundle-NAME` beside a file NAME), by which CVMFS clients fetch other files when NAME is
+    /// opened. It is published as any other file, but has no effect: its paths are those of a repository, and NAME is not marked as
+    /// the trigger.
+    FileBundle,
 }
 
 impl fmt::Display for LossKind {

@@ -101,6 +101,7 @@ impl Stager<'_> {
         let (tree, stray) = without_stray_markers(&applied.tree);
         applied.tree = tree;
         losses.add_unlisted(LossKind::StrayMarker, stray);
+        losses.add_unlisted(LossKind::FileBundle, self.file_bundles(&applied.tree)?);
         let (tree, stray) = layer_without_stray_markers(&applied.form.tree, lower);
         applied.form.tree = tree;
         losses.add_unlisted(LossKind::StrayMarker, stray.iter().cloned());

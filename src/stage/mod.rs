@@ -6,6 +6,7 @@
 
 mod build;
 mod completeness;
+mod file_bundles;
 mod image;
 mod known_trees;
 mod layer_cache;

@@ -10,7 +10,9 @@ use std::thread::{self, Scope};
 
 use rayon::prelude::*;
 
-use super::{NewFile, ObjectName, ObjectsVersion, SharedWritableStore, StoreError, StoreRun};
+use super::{
+    ContentError, ContentObject, NewFile, ObjectName, ObjectsVersion, SharedWritableStore, StoreError, StoreRun,
+};
 use crate::object::{Compression, Content, ContentObjects, Encoder, HashAlgorithm, ObjectHash, ObjectKind, SizeLimit};
 use crate::span::span;
 
@@ -363,6 +365,18 @@ impl Staging {
 
     /// Returns the decompressed content of an object in the store, or of one that waits to be moved there.
     pub fn read_decoded(&self, hash: ObjectHash, kind: ObjectKind, limit: SizeLimit) -> Result<Vec<u8>, StoreError> {
+        self.make_readable(hash, kind)?;
+        self.store.read_decoded(hash, kind, limit)
+    }
+
+    /// Returns the content of a file that fits in memory. Its object may wait to be moved to the store.
+    pub fn read_content(&self, object: ContentObject) -> Result<Vec<u8>, ContentError> {
+        self.make_readable(object.hash, object.kind)?;
+        self.store.read_content(object, SizeLimit::of(object.size).stored())
+    }
+
+    /// Moves the object to the store if it waits for that.
+    fn make_readable(&self, hash: ObjectHash, kind: ObjectKind) -> Result<(), StoreError> {
         let (is_waiting, is_ours) = {
             let state = self.state();
             (state.waiting.contains(&(hash, kind)), state.known.contains(&(hash, kind)))
@@ -373,7 +387,7 @@ impl Staging {
             // Another thread may be moving the object at this moment. Locking waits until that thread has finished.
             drop(self.moving());
         }
-        self.store.read_decoded(hash, kind, limit)
+        Ok(())
     }
 
     /// Moves every object that was added before the call to its final name. After that the objects can be read, and remain in the

@@ -22,6 +22,7 @@
 mod compare;
 mod content;
 mod difference;
+mod file_bundles;
 mod layer_reader;
 mod layer_stack;
 mod naive_layer;

@@ -1,10 +1,11 @@
 //! Compares everything that is published for one image with the layers of the image.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::VerifyError;
 use super::compare::Comparison;
 use super::content::ContentDigest;
+use super::file_bundles::file_bundles;
 use super::layer_reader::ReadLayer;
 use super::layer_stack::LayerStack;
 use super::naive_layer::{AppliedLayer, NaiveLayer, apply_layer};
@@ -47,7 +48,7 @@ impl VerifiedImage<'_> {
         let mut tree = NaiveTree::new();
         let listed = self.listed_losses(comparison);
         let (mut losses, mut parents) = (ExpectedLosses::default(), OtherParents::new(&listed));
-        let mut stack = LayerStack::default();
+        let (mut stack, mut descriptions) = (LayerStack::default(), HashSet::new());
         for (number, (layer, chain)) in layers.iter().zip(self.image.chains()).enumerate() {
             let failed = |source| VerifyError::Apply { digest: layer.digest, source };
             // A layer that an image contains twice is published on top of the layers below its first occurrence.
@@ -58,6 +59,8 @@ impl VerifiedImage<'_> {
             let (form, stray_of_layer) = self.compare_layer(layer, &tree, form, is_compared, &mut parents, comparison);
             let stray = remove_stray_markers(&mut merged);
             losses.add_layer(&layer.losses, stray.paths);
+            descriptions.extend(&layer.descriptions);
+            losses.add_unlisted(LossKind::FileBundle, file_bundles(&merged, &descriptions));
             losses.add_unlisted(LossKind::StrayMarker, stray_of_layer.paths);
             losses.add_unlisted(LossKind::MaskedLink, masked.keys().cloned());
             stack.add(&form, masked);

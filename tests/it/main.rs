@@ -18,6 +18,7 @@ mod diff;
 mod docs;
 mod examples;
 mod exit_codes;
+mod file_bundles;
 mod hashes;
 mod independent;
 mod interrupts;

@@ -73,13 +73,20 @@ impl<R: BufRead> Archive<R> {
         if extensions.is_empty() { Ok(None) } else { Err(self.failed(EntryProblem::NothingExtended)) }
     }
 
-    /// Reads the content of a file, and returns its digest. Holes count as zeros.
-    pub(super) fn hash_content(&mut self, content: &Content) -> Result<ContentDigest, ReadLayerError> {
+    /// Reads the content of a file, and returns its digest. Holes count as zeros. Calls `take` with all bytes but those of holes.
+    pub(super) fn hash_content(
+        &mut self,
+        content: &Content,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<ContentDigest, ReadLayerError> {
         let mut hasher = ContentHasher::new();
         let mut position = 0;
         for segment in &content.map {
             hasher.zeros(segment.offset - position);
-            let read = self.blocks.take_all(segment.length, |bytes| hasher.data(bytes));
+            let read = self.blocks.take_all(segment.length, |bytes| {
+                hasher.data(bytes);
+                take(bytes);
+            });
             read.map_err(|problem| self.failed(problem))?;
             position = segment.offset + segment.length;
         }

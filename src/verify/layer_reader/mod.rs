@@ -26,9 +26,11 @@ mod tests;
 mod xattrs;
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read};
 
 use super::content::ContentDigest;
+use super::file_bundles::PossibleDescription;
 use crate::image::{DiffId, Digest};
 use crate::layer::{EntryKind, LayerEntry, LayerError, Limit, LimitExceeded, Limits, Losses, NodeKind, unpack};
 use crate::source::ImageLayer;
@@ -54,8 +56,10 @@ pub(super) struct ReadLayer {
     pub(super) diff_id: DiffId,
     /// Entries in the order of the archive.
     pub(super) entries: Vec<LayerEntry<ContentDigest>>,
-    /// What CVMFS cannot represent.
+    /// What CVMFS cannot represent of single entries.
     pub(super) losses: Losses,
+    /// Digests of the files whose content describes a file bundle.
+    pub(super) descriptions: HashSet<ContentDigest>,
 }
 
 /// Reads the blob of `layer` to its end. Fails if the blob does not match the image.
@@ -65,7 +69,8 @@ pub(super) fn read(blob: impl Read, layer: &ImageLayer, limits: Limits) -> Resul
     let reader = Summed::new(unpack(&mut blob, layer.size)?, &unpacked);
     let reader = Limited { reader, unpacked: &unpacked, packed: &packed, limits };
     let mut archive = Archive::new(BufReader::with_capacity(BUFFER_SIZE, reader), limits);
-    let (entries, losses) = read_entries(&mut archive, limits)?;
+    let mut descriptions = HashSet::new();
+    let (entries, losses) = read_entries(&mut archive, &mut descriptions, limits)?;
     let reader = archive.into_drained()?.into_inner().reader;
     let diff_id = DiffId(reader.digest());
     let (digest, blob_size, unpacked_size) = (blob.digest(), packed.get(), unpacked.get());
@@ -77,12 +82,13 @@ pub(super) fn read(blob: impl Read, layer: &ImageLayer, limits: Limits) -> Resul
     } else if diff_id != layer.diff_id {
         Err(LayerError::WrongDiffId { expected: layer.diff_id, actual: diff_id }.into())
     } else {
-        Ok(ReadLayer { digest, blob_size, unpacked_size, diff_id, entries, losses })
+        Ok(ReadLayer { digest, blob_size, unpacked_size, diff_id, entries, losses, descriptions })
     }
 }
 
 fn read_entries(
     archive: &mut Archive<impl BufRead>,
+    descriptions: &mut HashSet<ContentDigest>,
     limits: Limits,
 ) -> Result<(Vec<LayerEntry<ContentDigest>>, Losses), ReadLayerError> {
     let (mut list, mut entries) = (Vec::new(), Entries::new(limits));
@@ -91,7 +97,10 @@ fn read_entries(
         let entry = entries.entry(&member).map_err(|problem| archive.failed(problem))?;
         let content = match &entry {
             Some(LayerEntry { kind: EntryKind::Node(_, NodeKind::File { .. }), .. }) => {
-                archive.hash_content(&member.content)?
+                let mut description = PossibleDescription::new(member.content.size);
+                let digest = archive.hash_content(&member.content, |bytes| description.data(bytes))?;
+                descriptions.extend(description.is_description().then_some(digest));
+                digest
             }
             _ => {
                 archive.skip_content(&member.content)?;

@@ -1,6 +1,6 @@
 //! Both readers read generated archives alike: `convert`'s and the one of `verify`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write as _;
 
 use proptest::collection::vec;
@@ -34,7 +34,7 @@ fn read_by_convert(blob: &[u8], layer: &ImageLayer, limits: Limits) -> Result<Re
     let summary = reader.finish()?;
     let (blob_size, unpacked_size) = (summary.blob_size, summary.unpacked_size);
     let (digest, diff_id, losses) = (layer.digest, summary.diff_id, summary.losses);
-    Ok(ReadLayer { digest, blob_size, unpacked_size, diff_id, entries, losses })
+    Ok(ReadLayer { digest, blob_size, unpacked_size, diff_id, entries, losses, descriptions: HashSet::new() })
 }
 
 /// Reads a blob with both readers, and returns the result if they agree. All errors count as equal.
