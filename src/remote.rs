@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::Url;
 use rsa::PublicKey;
@@ -77,12 +78,14 @@ impl RemoteRepository {
     }
 
     /// Creates the client of the repository at `urls`: one URL, or several with `;` between them, of servers that offer the
-    /// same repository. `keys` are the files of the master keys of which one must have signed the whitelist.
+    /// same repository. `keys` are the files of the master keys of which one must have signed the whitelist. `timeout` is the time
+    /// limit of [`HttpStore::new`].
     ///
     /// No request is sent.
     pub fn new(
         urls: &str,
         keys: &[PathBuf],
+        timeout: Duration,
         reporter: &Reporter,
         cancellation: &Cancellation,
     ) -> Result<Self, RemoteError> {
@@ -101,7 +104,7 @@ impl RemoteRepository {
             return Err(RemoteError::NoKey);
         }
         let keys = keys.iter().map(|path| read_public_key(path)).collect::<Result<_, _>>()?;
-        let store = HttpStore::new(&parsed, reporter, cancellation)?.into();
+        let store = HttpStore::new(&parsed, timeout, reporter, cancellation)?.into();
         Ok(Self { name, urls, keys, store, newest: None })
     }
 
@@ -202,8 +205,10 @@ mod tests {
 
     #[test]
     fn servers_must_offer_the_same_repository() {
-        let new =
-            |urls: &str| RemoteRepository::new(urls, &[], &Reporter::silent(), &Cancellation::default()).unwrap_err();
+        let new = |urls: &str| {
+            let timeout = Duration::from_secs(1);
+            RemoteRepository::new(urls, &[], timeout, &Reporter::silent(), &Cancellation::default()).unwrap_err()
+        };
         assert!(new("http://h.org/a.org;http://i.org/b.org").to_string().contains("'a.org' and 'b.org'"));
         assert!(matches!(new("http://h.org/a.org"), RemoteError::NoKey));
         for wrong in ["http://", "", " ; "] {

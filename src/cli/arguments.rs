@@ -19,6 +19,7 @@ use strata::message::shortened;
 use strata::metadata::Timestamp;
 use strata::object::HashAlgorithm;
 use strata::publish::PublishOptions;
+use strata::registry::{DEFAULT_REQUEST_TIMEOUT, REQUEST_TIMEOUT_RANGE};
 use strata::remote::{RemoteError, RemoteRepository};
 use strata::repository::RevisionSelector;
 use strata::source::{ImageArgument, PlatformSelection};
@@ -358,6 +359,10 @@ pub struct Mount {
     /// Maximum size of the objects of a repository that is read by its URL, in the cache directory
     #[arg(long, value_name = "SIZE", default_value = "4GB")]
     pub cache_size: ByteSize,
+    /// Maximum time for reading a file of a repository by its URL, with all attempts; for a file above 4 MiB, maximum time without
+    /// a byte. An attempt fails after a fifth of it without a byte
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout)]
+    pub timeout: Duration,
 }
 
 /// Arguments of `strata preview`.
@@ -435,6 +440,14 @@ fn memory(text: &str) -> Result<ByteSize, String> {
     }
 }
 
+/// Parses the value of `--timeout`, which has the range of the time limits in the settings.
+fn timeout(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text).map_err(|error| error.to_string())? {
+        time if REQUEST_TIMEOUT_RANGE.contains(&time) => Ok(time),
+        _ => Err("it must be between 1s and 1h".to_owned()),
+    }
+}
+
 /// Parses a host name that Linux and common programs accept.
 fn hostname(text: &str) -> Result<String, &'static str> {
     let is_right = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
@@ -498,7 +511,11 @@ impl Arguments {
     }
 
     fn remote(&self, url: &str) -> anyhow::Result<RemoteRepository> {
-        match RemoteRepository::new(url, &self.public_key, &reporter(), cancellation()) {
+        let timeout = match &self.command {
+            Command::Mount(mount) => mount.timeout,
+            _ => DEFAULT_REQUEST_TIMEOUT,
+        };
+        match RemoteRepository::new(url, &self.public_key, timeout, &reporter(), cancellation()) {
             Err(error @ (RemoteError::Url { .. } | RemoteError::NoKey)) => Err(UsageError(error.to_string()).into()),
             Err(RemoteError::Store(error @ StoreError::Url { .. })) => Err(UsageError(error.to_string()).into()),
             remote => Ok(remote?),

@@ -60,7 +60,8 @@ pub(crate) use limits::{Permit, lock};
 pub use push::{ImageUpload, PushOutcome};
 pub(crate) use retry::RetryBudget;
 pub use settings::{
-    DEFAULT_CONNECTIONS, DEFAULT_PATIENCE, RegistriesSettings, RegistrySettings, RequestSettings, Secret,
+    DEFAULT_CONNECTIONS, DEFAULT_PATIENCE, REQUEST_TIMEOUT_RANGE, RegistriesSettings, RegistrySettings,
+    RequestSettings, Secret,
 };
 
 /// Media types of manifests that are accepted. They are sent in one `Accept` header, because some registries read only the first.

@@ -15,7 +15,7 @@ pub const DEFAULT_CONNECTIONS: usize = 8;
 /// Upper limit of the setting `connections`.
 const MAX_CONNECTIONS: usize = 256;
 /// Allowed range of `stall_timeout` and of the time limits for requests.
-const TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
+pub const REQUEST_TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
 /// Upper limit of `requests.patience`.
 const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Default of the time for which one round of `strata sync` waits for a parked registry.
@@ -135,7 +135,7 @@ pub struct RequestSettings {
 impl RequestSettings {
     /// Returns an error message if the settings are invalid.
     pub fn fault(&self) -> Option<&'static str> {
-        if self.timeout.is_some_and(|timeout| !TIMEOUT_RANGE.contains(&timeout)) {
+        if self.timeout.is_some_and(|timeout| !REQUEST_TIMEOUT_RANGE.contains(&timeout)) {
             return Some("requests.timeout must be between 1s and 1h");
         }
         if self.patience.is_some_and(|patience| patience > MAX_PATIENCE) {
@@ -188,10 +188,10 @@ impl RegistrySettings {
         if self.connections.is_some_and(|connections| !(1..=MAX_CONNECTIONS).contains(&connections)) {
             return Some("connections must be between 1 and 256");
         }
-        if self.stall_timeout.is_some_and(|timeout| !TIMEOUT_RANGE.contains(&timeout)) {
+        if self.stall_timeout.is_some_and(|timeout| !REQUEST_TIMEOUT_RANGE.contains(&timeout)) {
             return Some("stall_timeout must be between 1s and 1h");
         }
-        if self.request_timeout.is_some_and(|timeout| !TIMEOUT_RANGE.contains(&timeout)) {
+        if self.request_timeout.is_some_and(|timeout| !REQUEST_TIMEOUT_RANGE.contains(&timeout)) {
             return Some("request_timeout must be between 1s and 1h");
         }
         None

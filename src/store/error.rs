@@ -80,6 +80,12 @@ pub enum StoreError {
         /// The status.
         status: u16,
     },
+    /// The same request failed less than a second ago, and was not sent again.
+    #[error("{reason} (this was less than a second ago, and was not tried again)")]
+    FailedBefore {
+        /// The error and its causes.
+        reason: String,
+    },
     /// The URL of a repository is not usable.
     #[error("cannot read a repository at '{url}': {reason}")]
     Url {
@@ -148,7 +154,7 @@ impl StoreError {
     /// cancellation, or a web server that fails.
     pub(crate) fn is_obstacle(&self) -> bool {
         match self {
-            Self::Cancelled(_) | Self::Http(_) | Self::Status { .. } => true,
+            Self::Cancelled(_) | Self::Http(_) | Self::Status { .. } | Self::FailedBefore { .. } => true,
             // Downloads wrap their error in one of I/O.
             Self::Read { source, .. } => {
                 source.get_ref().is_some_and(|cause| cause.is::<Self>()) || is_from_shortage(self)
@@ -163,6 +169,7 @@ impl StoreError {
             Self::Http(error) => error.is_transient() && !error.is_local(),
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..),
             Self::Read { .. } => self.is_obstacle(),
+            Self::FailedBefore { .. } => true,
             _ => false,
         }
     }

@@ -3,6 +3,10 @@
 //! Several servers may offer the same repository, such as the Stratum 1 servers of a replicated one. A file that one of them does
 //! not have, or has in a damaged form, is requested from the next one.
 
+mod limits;
+#[cfg(test)]
+mod tests;
+
 use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Cursor, Read};
@@ -20,19 +24,11 @@ use crate::http::{
     Download, DownloadPolicy, Http, HttpError, HttpResponse, Proxies, Request, Retryable, TimeLimits, read_until,
     redacted,
 };
+use crate::message::causes;
 use crate::object::ObjectHash;
 use crate::observer::Reporter;
+use limits::{RecentFailures, Repetition, time_limits};
 
-/// How often a request is sent to all servers.
-#[derive(Debug, Clone, Copy)]
-struct Repetition {
-    /// Maximum number of rounds.
-    rounds: u32,
-    /// Pause before the second round. The pause doubles with each further round.
-    first_pause: Duration,
-}
-
-const REPETITION: Repetition = Repetition { rounds: 4, first_pause: Duration::from_millis(500) };
 /// Size in bytes up to which a file is read from one response. A larger file is downloaded by a thread of its own, which resumes
 /// after a lost connection.
 const MAX_SINGLE_RESPONSE: u64 = 4 << 20;
@@ -61,6 +57,7 @@ struct Shared {
     current: AtomicUsize,
     limits: TimeLimits,
     repetition: Repetition,
+    failures: RecentFailures,
     reporter: Reporter,
     cancellation: Cancellation,
 }
@@ -75,9 +72,17 @@ impl HttpStore {
     /// Creates a client of these servers, with the proxies of the process environment. Each URL is that of the directory with
     /// `.cvmfspublished`.
     ///
+    /// `timeout` is the maximum time for reading a file with all attempts; for a file above 4 MiB, the maximum time without a
+    /// byte. An attempt fails after a fifth of `timeout` without a byte.
+    ///
     /// Fails if the URL is no valid `http` or `https` URL. No request is sent.
-    pub fn new(servers: &[Url], reporter: &Reporter, cancellation: &Cancellation) -> Result<Self, StoreError> {
-        Self::with_limits(servers, TimeLimits::default(), REPETITION, reporter, cancellation)
+    pub fn new(
+        servers: &[Url],
+        timeout: Duration,
+        reporter: &Reporter,
+        cancellation: &Cancellation,
+    ) -> Result<Self, StoreError> {
+        Self::with_limits(servers, time_limits(timeout), Repetition::within(timeout), reporter, cancellation)
     }
 
     fn with_limits(
@@ -99,6 +104,7 @@ impl HttpStore {
                 current: AtomicUsize::new(0),
                 limits,
                 repetition,
+                failures: RecentFailures::default(),
                 reporter: reporter.clone(),
                 cancellation: cancellation.clone(),
             }),
@@ -141,48 +147,71 @@ impl HttpStore {
     }
 
     /// Sends a request for a file to one server after another, until one has the file. After temporary errors, all servers are
-    /// asked again. Returns `None` if no server has the file.
+    /// asked again, as long as another attempt can end within the time limit. Returns `None` if no server has the file.
+    ///
+    /// `send` must end soon after the time that it is passed.
     fn ask<T>(
         &self,
         name: &str,
-        send: impl Fn(&Url) -> Result<Answer<T>, StoreError>,
+        send: impl Fn(&Url, Instant) -> Result<Answer<T>, StoreError>,
     ) -> Result<Option<T>, StoreError> {
         let (shared, mut round) = (&*self.shared, 1);
+        shared.failures.check(self.only, name)?;
+        let until = Instant::now() + shared.limits.request;
         loop {
-            let mut failure: Option<StoreError> = None;
-            for server in self.order() {
-                shared.cancellation.check()?;
-                match send(&shared.url(server, name)) {
-                    Ok(Answer::Found(found)) => {
-                        shared.current.store(server, Ordering::Relaxed);
-                        return Ok(Some(found));
-                    }
-                    Ok(Answer::Missing) => {}
-                    Err(error) => {
-                        shared.reporter.debug(format_args!("{}", crate::message::causes(&error)));
-                        // An error of any server that may be temporary is a reason to ask all again.
-                        failure = failure.filter(StoreError::may_be_temporary).or(Some(error));
-                    }
-                }
-            }
-            let Some(error) = failure else { return Ok(None) };
-            if round == shared.repetition.rounds || !error.may_be_temporary() {
+            let error = match self.ask_once(name, until, &send) {
+                Err(error) if error.may_be_temporary() => error,
+                answer => return answer,
+            };
+            let pause = shared.repetition.pause_after(round);
+            if round == shared.repetition.rounds || !shared.has_time(pause, until) {
+                shared.failures.add(self.only, name, &error);
                 return Err(error);
             }
-            thread::sleep(shared.repetition.first_pause * 2_u32.pow(round - 1));
+            thread::sleep(pause);
             round += 1;
         }
+    }
+
+    /// Does the same without a repetition.
+    fn ask_once<T>(
+        &self,
+        name: &str,
+        until: Instant,
+        send: &impl Fn(&Url, Instant) -> Result<Answer<T>, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let shared = &*self.shared;
+        let mut failure: Option<StoreError> = None;
+        for server in self.order() {
+            shared.cancellation.check()?;
+            if failure.is_some() && !shared.has_time(Duration::ZERO, until) {
+                break;
+            }
+            match send(&shared.url(server, name), until) {
+                Ok(Answer::Found(found)) => {
+                    shared.current.store(server, Ordering::Relaxed);
+                    return Ok(Some(found));
+                }
+                Ok(Answer::Missing) => {}
+                Err(error) => {
+                    shared.reporter.debug(format_args!("{}", causes(&error)));
+                    // An error of any server that may be temporary is a reason to ask all again.
+                    failure = failure.filter(StoreError::may_be_temporary).or(Some(error));
+                }
+            }
+        }
+        failure.map_or(Ok(None), Err)
     }
 
     /// Sends a request for a file like [`Self::ask`], and prefers an answer for which `is_good` returns true.
     fn ask_for_object<T>(
         &self,
         name: &str,
-        send: impl Fn(&Url) -> Result<Answer<T>, StoreError>,
+        send: impl Fn(&Url, Instant) -> Result<Answer<T>, StoreError>,
         is_good: impl Fn(&T) -> bool,
     ) -> Result<Option<T>, StoreError> {
         let (shared, damaged) = (&*self.shared, Cell::new(None));
-        let good = self.ask(name, |url| match send(url)? {
+        let good = self.ask(name, |url, until| match send(url, until)? {
             Answer::Found(found) if !is_good(&found) => {
                 shared.reporter.debug(format_args!("{} is damaged", redacted(url)));
                 damaged.set(Some(found));
@@ -200,6 +229,11 @@ impl HttpStore {
 impl Shared {
     fn url(&self, server: usize, name: &str) -> Url {
         self.servers[server].join(name).expect("names in a store are valid relative URLs")
+    }
+
+    /// Returns whether an attempt without a byte would end at `until`, if it began after `pause`.
+    fn has_time(&self, pause: Duration, until: Instant) -> bool {
+        Instant::now() + pause + self.limits.stall <= until
     }
 
     /// Sends one request for a file, from byte `offset` on.
@@ -220,12 +254,12 @@ impl Shared {
         }
     }
 
-    /// Reads a response of moderate size within the time limit for small requests.
-    fn read_small(&self, response: HttpResponse, limit: u64) -> Result<Vec<u8>, StoreError> {
+    /// Reads a response of moderate size. Fails if it is not complete at `until`.
+    fn read_small(&self, response: HttpResponse, limit: u64, until: Instant) -> Result<Vec<u8>, StoreError> {
         let (url, time) = (redacted(&response.url), self.limits.request);
         // One byte above the limit shows that the body is too large.
         let body = response.response.take(limit.saturating_add(1));
-        match read_until(body, Instant::now() + time) {
+        match read_until(body, until) {
             Ok(bytes) if bytes.len() as u64 > limit => Err(StoreError::TooLarge { address: url, limit }),
             Ok(bytes) => Ok(bytes),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -236,7 +270,7 @@ impl Shared {
     }
 
     /// Reads the rest of a response into memory.
-    fn read_whole(self: &Arc<Self>, response: HttpResponse, limit: u64) -> Result<Vec<u8>, StoreError> {
+    fn read_whole(self: &Arc<Self>, response: HttpResponse, limit: u64, until: Instant) -> Result<Vec<u8>, StoreError> {
         let url = response.url.clone();
         match length(&response) {
             Some(length) if length > limit => Err(StoreError::TooLarge { address: redacted(&url), limit }),
@@ -246,8 +280,8 @@ impl Shared {
                 read.map_err(|source| StoreError::Read { address: redacted(&url), source })?;
                 Ok(bytes)
             }
-            Some(_) => self.read_small(response, limit),
-            None => match self.read_small(response, limit.min(MAX_UNSTATED_SIZE)) {
+            Some(_) => self.read_small(response, limit, until),
+            None => match self.read_small(response, limit.min(MAX_UNSTATED_SIZE), until) {
                 Err(StoreError::TooLarge { .. }) if limit > MAX_UNSTATED_SIZE => {
                     let reason = format!("it does not state the size of a file above {MAX_UNSTATED_SIZE} bytes");
                     Err(HttpError::InvalidResponse { url: redacted(&url), reason }.into())
@@ -258,24 +292,24 @@ impl Shared {
     }
 
     /// Reads a whole file from one server.
-    fn fetch(self: &Arc<Self>, url: &Url, limit: u64) -> Result<Answer<Vec<u8>>, StoreError> {
+    fn fetch(self: &Arc<Self>, url: &Url, limit: u64, until: Instant) -> Result<Answer<Vec<u8>>, StoreError> {
         let Answer::Found(response) = self.request(Method::GET, url, 0)? else { return Ok(Answer::Missing) };
-        self.read_whole(response, limit.min(MAX_WHOLE_FILE)).map(Answer::Found)
+        self.read_whole(response, limit.min(MAX_WHOLE_FILE), until).map(Answer::Found)
     }
 
     /// Opens a file at one server.
-    fn open(self: &Arc<Self>, url: &Url) -> Result<Answer<Opened>, StoreError> {
+    fn open(self: &Arc<Self>, url: &Url, until: Instant) -> Result<Answer<Opened>, StoreError> {
         let Answer::Found(response) = self.request(Method::GET, url, 0)? else { return Ok(Answer::Missing) };
         Ok(Answer::Found(match length(&response) {
             Some(length) if length > MAX_SIZE_IN_MEMORY => {
                 Opened::Download(Box::new(self.download(response, url, length)), length)
             }
-            _ => Opened::Whole(self.read_whole(response, MAX_WHOLE_FILE)?),
+            _ => Opened::Whole(self.read_whole(response, MAX_WHOLE_FILE, until)?),
         }))
     }
 
     /// Requests the size of a file from one server. Some servers refuse `HEAD`, or do not state the size.
-    fn size(self: &Arc<Self>, url: &Url) -> Result<Answer<u64>, StoreError> {
+    fn size(self: &Arc<Self>, url: &Url, until: Instant) -> Result<Answer<u64>, StoreError> {
         match self.request(Method::HEAD, url, 0) {
             Ok(Answer::Found(response)) => {
                 if let Some(length) = length(&response) {
@@ -286,7 +320,7 @@ impl Shared {
             Ok(Answer::Missing) => return Ok(Answer::Missing),
             Err(error) => return Err(error),
         }
-        Ok(match self.open(url)? {
+        Ok(match self.open(url, until)? {
             Answer::Found(Opened::Whole(bytes)) => Answer::Found(bytes.len() as u64),
             Answer::Found(Opened::Download(_, length)) => Answer::Found(length),
             Answer::Missing => Answer::Missing,
@@ -299,6 +333,7 @@ impl Shared {
             attempts: self.repetition.rounds,
             minimum_rate: self.limits.minimum_rate,
             rate_window: self.limits.stall,
+            first_pause: self.repetition.first_pause,
             ..DownloadPolicy::default()
         };
         let (shared, url, mut first) = (Arc::clone(self), url.clone(), Some(response));
@@ -321,6 +356,25 @@ enum Opened {
     Whole(Vec<u8>),
     /// A download, and the size of the file in bytes.
     Download(Box<Download>, u64),
+}
+
+/// A download whose failure is noted, so that it is not repeated at once.
+struct NotedDownload {
+    download: Box<Download>,
+    shared: Arc<Shared>,
+    /// The only server that is asked, and the name of the file.
+    request: (Option<usize>, String),
+}
+
+impl Read for NotedDownload {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.download.read(buffer).inspect_err(|error| {
+            if error.kind() != io::ErrorKind::Interrupted {
+                let (server, name) = &self.request;
+                self.shared.failures.add(*server, name, error);
+            }
+        })
+    }
 }
 
 /// Returns whether a file may have this name: the bytes of an object must match the hash in its name.
@@ -363,7 +417,7 @@ impl Store for HttpStore {
 
     /// The bytes of an object that no server has undamaged are those of one of the servers.
     fn get(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        self.ask_for_object(name, |url| self.shared.fetch(url, limit), |bytes| is_named(name, bytes))
+        self.ask_for_object(name, |url, until| self.shared.fetch(url, limit, until), |bytes| is_named(name, bytes))
     }
 
     /// The returned reader fails with an error, instead of ending early, if the file cannot be read to its end. An object
@@ -373,15 +427,18 @@ impl Store for HttpStore {
             Opened::Whole(bytes) => is_named(name, bytes),
             Opened::Download(..) => true,
         };
-        let opened = self.ask_for_object(name, |url| self.shared.open(url), is_good)?;
+        let opened = self.ask_for_object(name, |url, until| self.shared.open(url, until), is_good)?;
         Ok(opened.map(|opened| match opened {
             Opened::Whole(bytes) => Box::new(Cursor::new(bytes)) as Box<dyn Read + Send>,
-            Opened::Download(download, _) => download,
+            Opened::Download(download, _) => {
+                let (shared, request) = (Arc::clone(&self.shared), (self.only, name.to_owned()));
+                Box::new(NotedDownload { download, shared, request })
+            }
         }))
     }
 
     fn head(&self, name: &str) -> Result<Option<u64>, StoreError> {
-        self.ask(name, |url| self.shared.size(url))
+        self.ask(name, |url, until| self.shared.size(url, until))
     }
 
     fn servers(&self) -> Vec<SharedStore> {
@@ -395,159 +452,5 @@ impl Store for HttpStore {
 
     fn reporter(&self) -> &Reporter {
         &self.shared.reporter
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicBool;
-
-    use super::*;
-    use crate::http::testing::{Drip, ReceivedRequest, Reply, Server};
-    use crate::object::{HashAlgorithm, ObjectKind};
-    use crate::store::contract::{assert_reads, files};
-
-    const LIMITS: TimeLimits = TimeLimits {
-        connect: Duration::from_secs(5),
-        stall: Duration::from_millis(300),
-        request: Duration::from_millis(600),
-        minimum_rate: 1 << 20,
-    };
-
-    fn store_at(servers: &[&Server]) -> HttpStore {
-        let url = |server: &&Server| format!("http://{}/cvmfs/r.example.org", server.address).parse().unwrap();
-        let urls: Vec<Url> = servers.iter().map(url).collect();
-        let repetition = Repetition { rounds: 2, first_pause: Duration::from_millis(10) };
-        HttpStore::with_limits(&urls, LIMITS, repetition, &Reporter::silent(), &Cancellation::default()).unwrap()
-    }
-
-    /// Serves the files of the contract. `change` may change a reply.
-    fn serve(change: impl Fn(&ReceivedRequest, Reply) -> Reply + Send + Sync + 'static) -> Server {
-        let files = files();
-        Server::start(move |asked| {
-            let file = asked.target.strip_prefix("/cvmfs/r.example.org/").and_then(|name| files.get(name));
-            let reply = file.map_or_else(|| Reply::of(404, ""), |bytes| Reply::of(200, bytes));
-            change(asked, reply)
-        })
-    }
-
-    fn is_object(asked: &ReceivedRequest) -> bool {
-        asked.target.contains("/data/")
-    }
-
-    #[test]
-    fn bytes_are_compared_with_the_hash_of_any_algorithm_in_their_name() {
-        for algorithm in HashAlgorithm::ALL {
-            for kind in [ObjectKind::File, ObjectKind::Catalog] {
-                let name = algorithm.hash(b"bytes").path(kind);
-                assert!(is_named(&name, b"bytes") && !is_named(&name, b"other"), "{name}");
-            }
-        }
-        assert!(is_named(".cvmfspublished", b"any"));
-    }
-
-    #[test]
-    fn files_are_read_from_a_server() {
-        assert_reads(&store_at(&[&serve(|_, reply| reply)]));
-        assert!(store_at(&[&serve(|_, reply| reply)]).listing().is_none());
-    }
-
-    #[test]
-    fn files_are_read_although_one_of_two_servers_fails() {
-        let good = serve(|_, reply| reply);
-        assert_reads(&store_at(&[&serve(|_, _| Reply::of(404, "")), &good]));
-        for status in [403, 500] {
-            let store = store_at(&[&serve(move |_, _| Reply::of(status, "")), &good]);
-            for (name, bytes) in files() {
-                assert_eq!(store.get(&name, u64::MAX).unwrap(), Some(bytes));
-            }
-            // The failing server may have the file.
-            assert!(matches!(store.get("missing", 1), Err(StoreError::Status { .. })));
-        }
-    }
-
-    #[test]
-    fn object_that_one_server_has_damaged_is_read_from_another() {
-        let good = serve(|_, reply| reply);
-        let bad = serve(|asked, reply| if is_object(asked) { Reply::of(200, "other bytes") } else { reply });
-        let store = store_at(&[&bad, &good]);
-        for (name, bytes) in files().into_iter().filter(|(name, _)| name.starts_with("data/")) {
-            assert_eq!(
-                store.get(&name, u64::MAX).unwrap().is_some_and(|found| found == bytes),
-                is_named(&name, &bytes)
-            );
-        }
-        // If no server has the right bytes, the caller compares them with the name, and reports what is there.
-        assert_reads(&store_at(&[&serve(|_, reply| reply), &good]));
-    }
-
-    #[test]
-    fn large_file_is_read_to_its_end_after_lost_connections() {
-        let large = vec![7; usize::try_from(MAX_SIZE_IN_MEMORY).unwrap() + 1000];
-        let expected = large.clone();
-        let server = Server::start(move |asked| {
-            let range = asked.headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
-            let first: usize = range.map_or(0, |first| first.parse().unwrap());
-            // Each connection ends after 2 MiB.
-            let part = &large[first..large.len().min(first + (2 << 20))];
-            let length = large.len() - first;
-            let reply = Reply::of(if first == 0 { 200 } else { 206 }, part).with("content-length", length);
-            reply.with("content-range", format!("bytes {first}-{}/{}", large.len() - 1, large.len()))
-        });
-        let store = store_at(&[&server]);
-        assert!(store.get("data/large", u64::MAX).unwrap().unwrap() == expected);
-        let mut streamed = Vec::new();
-        store.open("data/large").unwrap().unwrap().read_to_end(&mut streamed).unwrap();
-        assert!(streamed == expected);
-    }
-
-    #[test]
-    fn slow_silent_and_short_responses_are_errors() {
-        let (name, _) = files().into_iter().max_by_key(|(_, bytes)| bytes.len()).unwrap();
-        type Change = fn(Reply) -> Reply;
-        let faults: [(&str, Change); 5] = [
-            ("head", |reply| reply.dripping(Drip::Head)),
-            ("body", |reply| reply.dripping(Drip::Body)),
-            ("silence", |reply| reply.dripping(Drip::Silence)),
-            ("short", |reply| reply.with("content-length", 10_000)),
-            ("page", |reply| reply.with("content-type", "text/html; charset=utf-8")),
-        ];
-        for (fault, change) in faults {
-            let server = serve(move |asked, reply| if is_object(asked) { change(reply) } else { reply });
-            let store = store_at(&[&server]);
-            let error = store.get(&name, u64::MAX).unwrap_err();
-            assert!(error.is_obstacle() && !error.is_damage(), "{fault}: {error}");
-            assert!(store.open(&name).is_err(), "{fault}");
-        }
-    }
-
-    #[test]
-    fn temporary_error_is_repeated_and_a_permanent_one_is_not() {
-        let is_first = AtomicBool::new(true);
-        let server = serve(move |_, reply| match is_first.swap(false, Ordering::Relaxed) {
-            true => Reply::of(503, ""),
-            false => reply,
-        });
-        assert_reads(&store_at(&[&server]));
-        let is_first = AtomicBool::new(true);
-        let busy = serve(move |_, reply| match is_first.swap(false, Ordering::Relaxed) {
-            true => Reply::of(503, ""),
-            false => reply,
-        });
-        let forbidding = serve(|_, _| Reply::of(403, ""));
-        assert_eq!(store_at(&[&busy, &forbidding]).get(".cvmfspublished", 100).unwrap(), Some(b"manifest".to_vec()));
-        let server = serve(|_, _| Reply::of(403, ""));
-        let store = store_at(&[&server]);
-        assert!(matches!(store.get(".cvmfspublished", 100), Err(StoreError::Status { status: 403, .. })));
-        assert_eq!(server.requests().len(), 1);
-    }
-
-    #[test]
-    fn url_must_be_that_of_a_directory() {
-        let new = |url: &str| HttpStore::new(&[url.parse().unwrap()], &Reporter::silent(), &Cancellation::default());
-        for wrong in ["ftp://h.org/a.b", "http://h.org/a.b?c", "http://h.org/a.b#c", "file:///srv/a.b"] {
-            assert!(matches!(new(wrong), Err(StoreError::Url { .. })), "{wrong}");
-        }
-        assert_eq!(new("http://user:secret@h.org/a.b").unwrap().address("data/x"), "http://h.org/a.b/data/x");
     }
 }
