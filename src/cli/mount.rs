@@ -39,7 +39,10 @@ pub fn run(arguments: &Arguments, mount: &MountArguments) -> anyhow::Result<Exit
         follow: (point == RevisionSelector::Head).then(|| target.head_check_interval()),
         allow_other: mount.allow_other,
         cache: mount.cache.clone(),
-        threads: answering_threads(),
+        threads: match &target {
+            Target::Directory(_) => answering_threads(),
+            Target::Remote(_) => MAX_ANSWERING_THREADS,
+        },
     };
     let revision = repository.revision()?;
     // Before the mount: an earlier signal would end the process and leave a mount that nothing serves.
@@ -101,10 +104,13 @@ fn warn_of_expiry(target: Target) {
     thread::Builder::new().spawn(warn_daily).ok();
 }
 
-/// Returns the number of threads that answer requests. There are at least 4 because some wait for the disk, and at most 16
-/// because each may hold two large objects in memory.
+/// Maximum number of threads that answer requests, because each may hold two large objects in memory. A mount by URL has this
+/// many, because a thread waits while it receives an object.
+const MAX_ANSWERING_THREADS: usize = 16;
+
+/// Returns the number of threads that answer requests. There are at least 4, because some wait for the disk.
 pub fn answering_threads() -> usize {
-    thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(4, 16)
+    thread::available_parallelism().map_or(1, |cores| cores.get()).clamp(4, MAX_ANSWERING_THREADS)
 }
 
 /// Time for which processes may still use a file system after it was unmounted.
