@@ -83,6 +83,7 @@ pub(super) fn replace_tree<S: MountableTree>(
     head: &S,
     notifier: &Notifier,
 ) -> Result<(), RepositoryError> {
+    load(view, head)?;
     let outdated = change(view, head)?;
     // No lock is held here, because the kernel may wait for a reply before it processes a notification.
     for outdated in outdated {
@@ -96,6 +97,17 @@ pub(super) fn replace_tree<S: MountableTree>(
         if let Err(error) = told {
             view.reporter.debug(format_args!("cannot notify the kernel that {outdated:?} is outdated: {error}"));
         }
+    }
+    Ok(())
+}
+
+/// Fetches what [`change`] will read, while requests are still answered: a server may take long.
+fn load<S: MountableTree>(view: &View<S>, head: &S) -> Result<(), RepositoryError> {
+    let directories = view.nodes().directories();
+    for (_, before) in directories {
+        let row = head.row(&before.path)?;
+        let after = row.and_then(|row| row.directory).filter(|after| after.location != before.location);
+        after.map_or(Ok(()), |after| head.load(&after))?;
     }
     Ok(())
 }

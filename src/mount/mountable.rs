@@ -28,6 +28,11 @@ pub(crate) trait MountableTree: Debug + Send + Sync + 'static {
         &self,
         directory: &LocatedDirectory<Self::RowsLocation>,
     ) -> Result<Vec<NamedRow<Self::RowsLocation>>, RepositoryError>;
+
+    /// Fetches what [`Self::rows`] will read for a directory. A tree that is not read over a network does nothing.
+    fn load(&self, _directory: &LocatedDirectory<Self::RowsLocation>) -> Result<(), RepositoryError> {
+        Ok(())
+    }
 }
 
 impl MountableTree for Repository {
@@ -43,6 +48,10 @@ impl MountableTree for Repository {
 
     fn rows(&self, directory: &LocatedDirectory) -> Result<Vec<NamedRow>, RepositoryError> {
         Self::rows(self, directory)
+    }
+
+    fn load(&self, directory: &LocatedDirectory) -> Result<(), RepositoryError> {
+        self.open_catalog(&directory.location).map(drop)
     }
 }
 
