@@ -41,6 +41,7 @@ mod registry;
 mod remote;
 mod reuse;
 mod runtimes;
+mod server_faults;
 mod stores;
 mod strict;
 mod strict_selftest;

@@ -13,29 +13,58 @@ use sha2::{Digest as _, Sha256};
 
 use crate::strict::hex;
 use crate::support::fuse::{Mount, PATIENCE, assert_same, is_mounted, large_content, motley_image, wait_until, walk};
-use crate::support::{FQRN, NAME, TestImage, TestRepository, flat_path, need_fuse};
+use crate::support::{Access, FQRN, NAME, Run, TestImage, TestRepository, flat_path, need_fuse};
 
-#[test]
-fn mount_has_exactly_the_published_content() {
-    if !need_fuse() {
-        return;
+/// Makes two tests of each function: one mounts the directory of the repository, the other one its URL.
+macro_rules! by_directory_and_by_url {
+    ($($test:ident),* $(,)?) => {
+        mod by_directory {
+            $(#[test] fn $test() { super::run(super::$test, super::Access::Directory); })*
+        }
+        mod by_url {
+            $(#[test] fn $test() { super::run(super::$test, super::Access::Url); })*
+        }
+    };
+}
+
+by_directory_and_by_url! {
+    mount_has_exactly_the_published_content,
+    file_system_is_read_only_and_has_names_of_255_bytes,
+    large_files_are_read_at_any_offset_by_many_threads,
+    new_heads_are_followed_and_pinned_revisions_stay,
+    damaged_object_is_an_error_and_never_wrong_bytes,
+    signals_unmount_and_end,
+    unmounting_while_busy_frees_the_mount_point_and_ends,
+    killed_mount_does_not_block_the_next_one,
+    failed_mount_prints_one_line,
+    large_directory_is_listed_completely,
+    only_the_own_mount_is_unmounted,
+    new_head_is_followed_once_its_objects_exist,
+    new_lock_file_is_never_visible_before_the_list_that_belongs_to_it,
+    open_listing_has_every_entry_once_although_the_directory_changes,
+}
+
+fn run(test: fn(Access), access: Access) {
+    if need_fuse() {
+        test(access);
     }
+}
+
+fn mount_has_exactly_the_published_content(access: Access) {
     let image = motley_image();
     let repository = TestRepository::publish(&image);
-    let mount = Mount::start(&repository, &[]);
+    let mounts = access.to(&repository);
+    let mount = mounts.start(&[]);
     assert_same(&walk(&mount.directory.join(flat_path(&image))), repository.flat(&image).entries());
     let number = |path: &str| fs::metadata(mount.directory.join(flat_path(&image)).join(path)).unwrap().ino();
     assert_eq!(number("bin/tool"), number("bin/other"));
     assert_ne!(number("bin/tool"), number("empty"));
 }
 
-#[test]
-fn file_system_is_read_only_and_has_names_of_255_bytes() {
-    if !need_fuse() {
-        return;
-    }
+fn file_system_is_read_only_and_has_names_of_255_bytes(access: Access) {
     let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "x")));
-    let mount = Mount::start(&repository, &[]);
+    let mounts = access.to(&repository);
+    let mount = mounts.start(&[]);
     let statistics = rustix::fs::statvfs(&mount.directory).unwrap();
     assert_eq!(statistics.f_namemax, 255);
     let error = |path: &Path| rustix::io::Errno::from_io_error(&File::open(path).unwrap_err()).unwrap();
@@ -45,14 +74,11 @@ fn file_system_is_read_only_and_has_names_of_255_bytes() {
     assert_eq!(written, Some(rustix::io::Errno::ROFS));
 }
 
-#[test]
-fn large_files_are_read_at_any_offset_by_many_threads() {
-    if !need_fuse() {
-        return;
-    }
+fn large_files_are_read_at_any_offset_by_many_threads(access: Access) {
     let image = motley_image();
     let repository = TestRepository::publish(&image);
-    let mount = Mount::start(&repository, &[]);
+    let mounts = access.to(&repository);
+    let mount = mounts.start(&[]);
     let path = mount.directory.join(flat_path(&image)).join("large");
     let expected = large_content();
     thread::scope(|scope| {
@@ -76,22 +102,19 @@ fn large_files_are_read_at_any_offset_by_many_threads() {
     assert_eq!(end, expected[19_999_997..]);
 }
 
-#[test]
-fn new_heads_are_followed_and_pinned_revisions_stay() {
-    if !need_fuse() {
-        return;
-    }
+fn new_heads_are_followed_and_pinned_revisions_stay(access: Access) {
     let image = |word: &str| TestImage::new().layer(|layer| layer.file("word", word).dir("directory"));
     let (old, new) = (image("old"), image("new"));
     let repository = TestRepository::publish(&old);
+    let mounts = access.to(&repository);
     let directory = |name: &str| {
         let directory = repository.beside(name);
         fs::create_dir(&directory).unwrap();
         directory
     };
-    let follows = Mount::start_on(&repository, directory("follows"), &[]);
-    let pinned = Mount::start_on(&repository, directory("pinned"), &["--revision", "2"]);
-    let one = Mount::start_on(&repository, directory("one"), &["--path", NAME]);
+    let follows = mounts.start_on(directory("follows"), &[]);
+    let pinned = mounts.start_on(directory("pinned"), &["--revision", "2"]);
+    let one = mounts.start_on(directory("one"), &["--path", NAME]);
     let host = NAME.split('/').next().unwrap();
     let word = |mount: &Mount| fs::read_to_string(mount.directory.join(NAME).join("word")).unwrap();
     assert_eq!((word(&follows), word(&pinned)), ("old".to_owned(), "old".to_owned()));
@@ -121,61 +144,67 @@ fn one_less(names: &[String]) -> Vec<String> {
     names.iter().filter(|name| *name != "other.example.org").cloned().collect()
 }
 
-#[test]
-fn damaged_object_is_an_error_and_never_wrong_bytes() {
-    if !need_fuse() {
-        return;
-    }
-    let image = TestImage::new().layer(|layer| layer.file("good", "good content").file("bad", "bad content"));
-    let repository = TestRepository::publish(&image);
-    let object = repository.objects().into_keys().find(|path| {
-        let stored = fs::read(repository.storage().join(path)).unwrap();
-        let mut plain = Vec::new();
-        flate2::read::ZlibDecoder::new(stored.as_slice()).read_to_end(&mut plain).is_ok() && plain == b"bad content"
+fn damaged_object_is_an_error_and_never_wrong_bytes(access: Access) {
+    let image = TestImage::new().layer(|layer| {
+        // A file for each damage, because a cache keeps a repaired object.
+        let layer = layer.file("good", "good content");
+        (0..3).fold(layer, |layer, number| layer.file(format!("bad {number}"), bad_content(number)))
     });
-    let object = object.expect("the content is an object");
-    let path = repository.storage().join(&object);
-    let whole = fs::read(&path).unwrap();
-    let damages = [
-        whole.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == 9)).collect(),
-        whole[..whole.len() - 1].to_vec(),
-        Vec::new(),
+    let repository = TestRepository::publish(&image);
+    let mounts = access.to(&repository);
+    type Damage = fn(&[u8]) -> Vec<u8>;
+    let damages: [Damage; 3] = [
+        |whole| whole.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == 9)).collect(),
+        |whole| whole[..whole.len() - 1].to_vec(),
+        |_| Vec::new(),
     ];
-    for damaged in damages {
-        fs::write(&path, damaged).unwrap();
-        let mount = Mount::start(&repository, &[]);
+    for (number, damage) in damages.iter().enumerate() {
+        let object = object_of(&repository, bad_content(number).as_bytes());
+        let (path, bad) = (repository.storage().join(&object), format!("bad {number}"));
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, damage(&whole)).unwrap();
+        let mount = mounts.start(&[]);
         let flat = mount.directory.join(flat_path(&image));
-        let error = fs::read(flat.join("bad")).unwrap_err();
+        let error = fs::read(flat.join(&bad)).unwrap_err();
         assert_eq!(rustix::io::Errno::from_io_error(&error), Some(rustix::io::Errno::IO));
-        assert!(mount.log().contains(&object) && mount.log().contains("/bad"), "{}", mount.log());
+        assert!(mount.log().contains(&object) && mount.log().contains(&format!("/{bad}")), "{}", mount.log());
         assert_eq!(fs::read(flat.join("good")).unwrap(), b"good content");
         fs::write(&path, &whole).unwrap();
-        assert_eq!(fs::read(flat.join("bad")).unwrap(), b"bad content", "the repaired object can be read");
+        let repaired = fs::read_to_string(flat.join(&bad)).unwrap();
+        assert_eq!(repaired, bad_content(number), "the repaired object can be read");
     }
 }
 
-#[test]
-fn signals_unmount_and_end() {
-    if !need_fuse() {
-        return;
-    }
+fn bad_content(number: usize) -> String {
+    format!("bad content {number}")
+}
+
+/// Returns the path of the compressed object with this content.
+fn object_of(repository: &TestRepository, content: &[u8]) -> String {
+    let is_it = |path: &String| {
+        let stored = fs::read(repository.storage().join(path)).unwrap();
+        let mut plain = Vec::new();
+        flate2::read::ZlibDecoder::new(stored.as_slice()).read_to_end(&mut plain).is_ok() && plain == content
+    };
+    repository.objects().into_keys().find(is_it).expect("the content is an object")
+}
+
+fn signals_unmount_and_end(access: Access) {
     let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "x")));
+    let mounts = access.to(&repository);
     for signal in [Signal::INT, Signal::TERM] {
-        let mut mount = Mount::start(&repository, &[]);
+        let mut mount = mounts.start(&[]);
         mount.signal(signal);
         assert_eq!(mount.wait(), Some(0), "{}", mount.log());
         assert!(!is_mounted(&mount.directory));
     }
 }
 
-#[test]
-fn unmounting_while_busy_frees_the_mount_point_and_ends() {
-    if !need_fuse() {
-        return;
-    }
+fn unmounting_while_busy_frees_the_mount_point_and_ends(access: Access) {
     let image = TestImage::new().layer(|layer| layer.file("a", "still there"));
     let repository = TestRepository::publish(&image);
-    let mut mount = Mount::start(&repository, &[]);
+    let mounts = access.to(&repository);
+    let mut mount = mounts.start(&[]);
     let open = File::open(mount.directory.join(NAME).join("a")).unwrap();
     mount.signal(Signal::TERM);
     wait_until("the file system is unmounted", || !is_mounted(&mount.directory));
@@ -186,16 +215,13 @@ fn unmounting_while_busy_frees_the_mount_point_and_ends() {
     assert_eq!(mount.wait(), Some(0), "{}", mount.log());
 }
 
-#[test]
-fn killed_mount_does_not_block_the_next_one() {
-    if !need_fuse() {
-        return;
-    }
+fn killed_mount_does_not_block_the_next_one(access: Access) {
     let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "x")));
-    let mut mount = Mount::start(&repository, &[]);
+    let mounts = access.to(&repository);
+    let mut mount = mounts.start(&[]);
     mount.signal(Signal::KILL);
     mount.wait();
-    let mut next = Mount::start(&repository, &[]);
+    let mut next = mounts.start(&[]);
     wait_until("the next mount serves the content", || {
         fs::read(next.directory.join(NAME).join("a")).is_ok_and(|content| content == b"x")
     });
@@ -206,39 +232,40 @@ fn killed_mount_does_not_block_the_next_one() {
     });
 }
 
-#[test]
-fn failed_mount_prints_one_line() {
+fn failed_mount_prints_one_line(access: Access) {
     let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "x")));
+    let mounts = access.to(&repository);
     let nowhere = repository.beside("nowhere");
     let here = repository.beside("here");
     fs::create_dir(&here).unwrap();
     let [nowhere, here] = [&nowhere, &here].map(|path| path.to_str().unwrap());
     let file = format!("{NAME}/a");
-    for (arguments, expected) in [
+    let mut cases = vec![
         (vec!["mount", nowhere], nowhere),
         (vec!["mount", here, "--tag", "none"], "'none'"),
         (vec!["mount", here, "--revision", "99"], "99"),
         (vec!["mount", here, "--path", "no/such"], "/no/such"),
         (vec!["mount", here, "--path", &file], "is not a directory"),
-        (vec!["mount", here, "--cache", nowhere], nowhere),
-    ] {
-        let run = repository.run(&arguments).expect_code(1);
+    ];
+    if let Access::Directory = access {
+        // A mount by URL creates its cache directory.
+        cases.push((vec!["mount", here, "--cache", nowhere], nowhere));
+    }
+    for (arguments, expected) in cases {
+        let run = Run::of(&mut mounts.command(&arguments)).expect_code(1);
         assert!(run.stderr().contains(expected), "{arguments:?}: {}", run.stderr());
         assert_eq!(run.stderr().lines().count(), 1, "{}", run.stderr());
     }
     assert!(repository.has(NAME) && repository.directory().ends_with(FQRN));
 }
 
-#[test]
-fn large_directory_is_listed_completely() {
-    if !need_fuse() {
-        return;
-    }
+fn large_directory_is_listed_completely(access: Access) {
     const FILES: usize = 200_000;
     let image = TestImage::new()
         .layer(|layer| (0..FILES).fold(layer, |layer, number| layer.file(format!("many/{number:06}"), "same")));
     let repository = TestRepository::publish(&image);
-    let mount = Mount::start(&repository, &[]);
+    let mounts = access.to(&repository);
+    let mount = mounts.start(&[]);
     let directory = mount.directory.join(flat_path(&image)).join("many");
     for _ in 0..2 {
         let names: std::collections::BTreeSet<_> =
@@ -248,14 +275,11 @@ fn large_directory_is_listed_completely() {
     assert_eq!(fs::read(directory.join("123456")).unwrap(), b"same");
 }
 
-#[test]
-fn only_the_own_mount_is_unmounted() {
-    if !need_fuse() {
-        return;
-    }
+fn only_the_own_mount_is_unmounted(access: Access) {
     let repository = TestRepository::publish(&TestImage::new().layer(|layer| layer.file("a", "x")));
-    let mut below = Mount::start(&repository, &["--revision", "1"]);
-    let mut above = Mount::start(&repository, &[]);
+    let mounts = access.to(&repository);
+    let mut below = mounts.start(&["--revision", "1"]);
+    let mut above = mounts.start(&[]);
     wait_until("the second is mounted over the first", || above.directory.join(NAME).exists());
     // A mount below another mount cannot be unmounted, and remains.
     below.signal(Signal::TERM);
@@ -271,14 +295,11 @@ fn only_the_own_mount_is_unmounted() {
     assert!(!is_mounted(&below.directory));
 }
 
-#[test]
-fn new_head_is_followed_once_its_objects_exist() {
-    if !need_fuse() {
-        return;
-    }
+fn new_head_is_followed_once_its_objects_exist(access: Access) {
     let image = |word: &str| TestImage::new().layer(|layer| layer.file("word", word));
     let repository = TestRepository::publish(&image("old"));
-    let mount = Mount::start(&repository, &[]);
+    let mounts = access.to(&repository);
+    let mount = mounts.start(&[]);
     let manifest = repository.storage().join(".cvmfspublished");
     let before = fs::read(&manifest).unwrap();
     let word = || fs::read_to_string(mount.directory.join(NAME).join("word")).unwrap();
@@ -295,12 +316,9 @@ fn new_head_is_followed_once_its_objects_exist() {
     fs::write(&manifest, before).unwrap();
 }
 
-#[test]
-fn new_lock_file_is_never_visible_before_the_list_that_belongs_to_it() {
-    if !need_fuse() {
-        return;
-    }
+fn new_lock_file_is_never_visible_before_the_list_that_belongs_to_it(access: Access) {
     let repository = TestRepository::new();
+    let mounts = access.to(&repository);
     let publish = |round: usize| {
         let image = |number: usize| TestImage::new().layer(|layer| layer.file("a", format!("{round} {number}")));
         let images: Vec<(String, TestImage)> =
@@ -309,10 +327,15 @@ fn new_lock_file_is_never_visible_before_the_list_that_belongs_to_it() {
         repository.convert_together(&named, &[]).expect_code(0);
     };
     publish(0);
-    let mount = Mount::start(&repository, &[]);
+    let mount = mounts.start(&[]);
     let directory = mount.directory.join("podmanStore/overlay-images");
     let mut seen = HashSet::new();
-    for round in 1..=6 {
+    let rounds = match access {
+        Access::Directory => 6,
+        // A mount by URL looks for a new head every 15 seconds.
+        Access::Url => 2,
+    };
+    for round in 1..=rounds {
         publish(round);
         let published = format!("h.org/round-{round}:49");
         let start = Instant::now();
@@ -330,17 +353,14 @@ fn new_lock_file_is_never_visible_before_the_list_that_belongs_to_it() {
     }
 }
 
-#[test]
-fn open_listing_has_every_entry_once_although_the_directory_changes() {
-    if !need_fuse() {
-        return;
-    }
+fn open_listing_has_every_entry_once_although_the_directory_changes(access: Access) {
     let image = TestImage::new().layer(|layer| layer.file("a", "x"));
     let names: Vec<String> = (0..300).map(|number| format!("many.example.org/{number:03}:1")).collect();
     let images: Vec<(&str, &TestImage)> = names.iter().map(|name| (name.as_str(), &image)).collect();
     let repository = TestRepository::new();
+    let mounts = access.to(&repository);
     repository.convert_together(&images, &[]).expect_code(0);
-    let mount = Mount::start(&repository, &[]);
+    let mount = mounts.start(&[]);
     let directory = mount.directory.join("many.example.org");
     let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
     let mut begun = fs::read_dir(&directory).unwrap();

@@ -34,7 +34,7 @@ pub use podman::{Podman, busybox};
 pub use proxy::{FaultProxy, challenge};
 pub use registry::{PASSWORD, TestRegistry, USER, run};
 pub use repository::{FQRN, NAME, Run, TestRepository, Tree, chain_path, command_on, flat_path, layer_path, losses_of};
-pub use served::Served;
+pub use served::{Access, Served};
 
 /// Runs strata and waits until it ends. Environment variables of the test run that would configure strata are removed.
 pub fn strata<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {

@@ -2,13 +2,64 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use super::fuse::Mount;
 use super::server::Server;
 use super::{FQRN, Reply, Request, Run, TestRepository, strata_command};
+
+/// How a command reads a repository.
+#[derive(Debug, Clone, Copy)]
+pub enum Access {
+    Directory,
+    Url,
+}
+
+/// A repository that is mounted by its directory or by its URL.
+pub struct Mountable<'r> {
+    repository: &'r TestRepository,
+    /// `None` if it is mounted by its directory.
+    served: Option<Served>,
+}
+
+impl Access {
+    /// Returns a repository for mounts of this kind, served if they need its URL.
+    pub fn to(self, repository: &TestRepository) -> Mountable<'_> {
+        let served = match self {
+            Self::Directory => None,
+            Self::Url => Some(Served::of(repository)),
+        };
+        Mountable { repository, served }
+    }
+}
+
+impl Mountable<'_> {
+    /// Mounts the repository.
+    pub fn start(&self, options: &[&str]) -> Mount {
+        match &self.served {
+            None => Mount::start(self.repository, options),
+            Some(served) => served.mount(options),
+        }
+    }
+
+    /// Mounts the repository on `directory`.
+    pub fn start_on(&self, directory: PathBuf, options: &[&str]) -> Mount {
+        match &self.served {
+            None => Mount::start_on(self.repository, directory, options),
+            Some(served) => served.mount_on(directory, options),
+        }
+    }
+
+    /// Returns a command on the repository.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        match &self.served {
+            None => self.repository.command(arguments),
+            Some(served) => served.command_at(&served.url(), arguments),
+        }
+    }
+}
 
 /// Changes the reply to a request for a file with this name relative to the storage.
 type Change = Box<dyn Fn(&Request, &str, Reply) -> Reply + Send + Sync>;
@@ -72,14 +123,28 @@ impl Served {
 
     /// Mounts the repository by its URL, with a cache that the next mount uses again.
     pub fn mount(&self, options: &[&str]) -> Mount {
-        let directory = self.beside.join("mount");
-        fs::create_dir_all(&directory).unwrap();
-        Mount::of(self.mount_command(options), directory, self.beside.join("mount.log"))
+        self.mount_on(self.mount_point(), options)
+    }
+
+    /// Does the same on `directory`.
+    pub fn mount_on(&self, directory: PathBuf, options: &[&str]) -> Mount {
+        // The directory may exist as the mount point of a killed process, in which case this fails.
+        fs::create_dir_all(&directory).ok();
+        fs::create_dir_all(&self.beside).unwrap();
+        Mount::of(self.mount_command_on(&directory, options), directory, self.beside.join("mount.log"))
     }
 
     /// Returns the command that mounts the repository.
     pub fn mount_command(&self, options: &[&str]) -> Command {
-        let [directory, cache] = ["mount", "cache"].map(|name| self.beside.join(name));
+        self.mount_command_on(&self.mount_point(), options)
+    }
+
+    fn mount_point(&self) -> PathBuf {
+        self.beside.join("mount")
+    }
+
+    fn mount_command_on(&self, directory: &Path, options: &[&str]) -> Command {
+        let cache = self.beside.join("cache");
         let mount = ["mount".as_ref(), directory.as_os_str(), "--cache".as_ref(), cache.as_os_str()];
         let mut command = self.command_at(&self.url(), mount);
         command.args(options);
