@@ -21,8 +21,9 @@ pub(super) fn follow(view: Weak<View<Repository>>, mounted: Repository, notifier
     let (mut mounted, mut seen, mut complaint) = (mounted, None, None);
     loop {
         let Some(view) = view.upgrade() else { return };
+        // A manifest that cannot be read is an error of `open_head`.
         let now = mounted.store().read_file(".cvmfspublished").ok().flatten();
-        if seen != now {
+        if now.is_none() || seen != now {
             match mounted.open_head().and_then(|head| mount_head(&view, &mounted, head, &notifier)) {
                 Ok(head) => (mounted, seen, complaint) = (head, now, None),
                 // The next check tries again: if the repository is a copy, the manifest may arrive before its objects.

@@ -46,7 +46,7 @@ pub trait Committer: Send + Sync {
     ) -> Result<Box<dyn Commit + Send + 'c>, PublishError>;
 }
 
-/// The commit of one revision. No other publisher can change the head until it is dropped.
+/// The commit of one revision. While no program ignores its lock, only this commit can change the head until it is dropped.
 pub trait Commit {
     /// Opens the current head. `known` is any revision of the repository: catalogs that were read through `known` are not read again.
     fn head(&self, known: &Repository) -> Result<Repository, PublishError>;
@@ -54,7 +54,8 @@ pub trait Commit {
     /// Applies edits to the head, in their order, and stores the catalogs of the resulting revision. Clients do not see the revision.
     fn apply(&mut self, head: &Repository, edits: Vec<(EntryPath, Edit)>) -> Result<(), PublishError>;
 
-    /// Makes the revision of [`Self::apply`] the head. After an error, the previous revision is the head.
+    /// Makes the revision of [`Self::apply`] the head. Fails if another program has replaced the head since the commit began. After an
+    /// error, this commit has not changed the head.
     fn finish(self: Box<Self>) -> Result<Publication, PublishError>;
 }
 

@@ -179,11 +179,15 @@ fn write_keys(
 
 fn create_store(directory: &RepositoryDirectory, unfinished: &UnfinishedFiles) -> Result<DirectoryStore, PublishError> {
     let storage = directory.storage_path();
+    let store = DirectoryStore::at(&storage);
+    // What is left of a repository without its objects belongs to that repository.
+    if let Some(name) = [MANIFEST, REFLOG].into_iter().find(|name| store.path(name).exists()) {
+        return Err(DirectoryError::Exists(store.path(name)).into());
+    }
     Ok(unfinished.make(|recorder| {
         recorder.record_missing_parents(&storage);
         recorder.record_new(&storage);
         let names = ["data", WHITELIST, MASTER_REPLICA_FILE, REFLOG, MANIFEST];
-        let store = DirectoryStore::at(&storage);
         names.into_iter().for_each(|name| recorder.record_new(&store.path(name)));
         DirectoryStore::create(&storage)
     })?)

@@ -146,8 +146,8 @@ impl LockedCommitter {
             read.map_err(RepositoryError::of_root_object("meta info"))?;
             references.push((hash, ReferenceKind::MetaInfo));
         }
-        let reflog = store.get(REFLOG, REFLOG_LIMIT)?;
-        let reflog = next_reflog(reflog.as_deref(), &manifest.name, &references, now.seconds)?;
+        let old_reflog = store.get(REFLOG, REFLOG_LIMIT)?;
+        let reflog = next_reflog(old_reflog.as_deref(), &manifest.name, &references, now.seconds)?;
         // The algorithm of the manifest, by which CVMFS verifies the reflog of a replica, too (`cvmfs/swissknife_pull.cc`).
         let reflog_hash = root.hash.algorithm().hash(&reflog);
         manifest.reflog = Some(reflog_hash);
@@ -156,7 +156,10 @@ impl LockedCommitter {
         store.cancellation().check().map_err(StoreError::from)?;
         // The reflog is replaced first, because a reflog that is ahead of the manifest does no harm. A root object that the
         // reflog lacks is never collected.
-        let files = [NewFile::new(REFLOG, &reflog), NewFile::new(MANIFEST, &signed).replacing(before)];
+        let files = [
+            NewFile::new(REFLOG, &reflog).replacing(old_reflog.as_deref()),
+            NewFile::new(MANIFEST, &signed).replacing(before),
+        ];
         let mut late_errors = staging.replace_files(&files, before.map(|_| manifest.revision))?;
         late_errors.extend(self.write_reflog_checksum(store, reflog_hash).err());
         Ok(late_errors)

@@ -83,18 +83,20 @@ fn manifest_that_another_program_replaced_during_a_commit_stays() {
     fixture.publish("first", || {}).unwrap();
     let outdated = fixture.store.read_file(MANIFEST).unwrap().unwrap();
     fixture.publish("second", || {}).unwrap();
+    let reflog = fixture.store.get(REFLOG, u64::MAX).unwrap();
     // A program that ignores the lock rolls the repository back.
     let refused = fixture.publish("third", || fixture.store.put(MANIFEST, &outdated));
     let is_changed =
         |error: &CommitError<_>| matches!(error, CommitError::Publish(PublishError::Store(StoreError::Changed { .. })));
     assert!(refused.as_ref().is_err_and(is_changed), "{refused:?}");
     assert_eq!(fixture.store.read_file(MANIFEST).unwrap().unwrap(), outdated);
+    assert_eq!(fixture.store.get(REFLOG, u64::MAX).unwrap(), reflog);
     assert_eq!(fixture.publish("third", || {}).unwrap(), 3);
     assert!(fixture.has("third") && !fixture.has("second"));
 }
 
 #[test]
-fn commit_waits_for_the_lock_of_the_store() {
+fn commit_is_refused_while_the_store_is_locked() {
     let fixture = Fixture::new();
     let held = fixture.store.lock(Duration::ZERO).unwrap();
     let refused = fixture.publish("first", || {});

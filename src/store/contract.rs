@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{ContentError, ContentObject, NewFile, ObjectName, SharedWritableStore, Staging, Store, StoreError};
 use crate::object::{Compression, Encoder, ObjectHash, ObjectKind, SizeLimit};
@@ -213,9 +213,12 @@ fn assert_locks(store: &SharedWritableStore) {
         "{refused:?}"
     );
     thread::scope(|scope| {
+        let start = Instant::now();
         let waiting = scope.spawn(|| store.lock(Duration::from_secs(60)).map(drop));
+        thread::sleep(Duration::from_millis(200));
         drop(held);
         waiting.join().unwrap().unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(200));
     });
     drop(store.lock(Duration::ZERO).unwrap());
 }

@@ -117,10 +117,10 @@ pub enum StoreError {
         address: String,
     },
     /// Replacing a file failed, and the file cannot be read to find out whether it was replaced nevertheless.
-    #[error("cannot tell whether '{}' was replaced, because it cannot be read", path.display())]
+    #[error("cannot tell whether '{address}' was replaced, because it cannot be read")]
     Unknown {
-        /// The file that was to be replaced.
-        path: PathBuf,
+        /// Path or URL of the file that was to be replaced.
+        address: String,
         /// The error from reading it.
         source: io::Error,
     },

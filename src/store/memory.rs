@@ -115,7 +115,11 @@ impl StoreListing for MemoryStore {
         let content = self.content();
         let mut directories = BTreeSet::new();
         for (name, file) in &content.files {
-            let Some(below) = name.strip_prefix(directory).and_then(|rest| rest.strip_prefix('/')) else { continue };
+            let below = match directory {
+                "" => Some(name.as_str()),
+                directory => name.strip_prefix(directory).and_then(|rest| rest.strip_prefix('/')),
+            };
+            let Some(below) = below else { continue };
             match below.split_once('/') {
                 Some((name, _)) => drop(directories.insert(name)),
                 None => visit(ListedEntry {

@@ -199,7 +199,9 @@ impl Staging {
             }
             state.moves_partial_batch = false;
             drop(state);
-            if let Err(error) = self.try_flush() {
+            let moving = self.moving();
+            if let Err(error) = self.move_waiting(&moving) {
+                // Noted before another thread can flush and find that nothing waits.
                 self.state().failure = Some(error);
             }
         }
@@ -401,7 +403,10 @@ impl Staging {
 
     /// Moves objects like [`Self::flush`], but does not return earlier errors; the next [`Self::flush`] returns them.
     pub fn try_flush(&self) -> Result<(), StoreError> {
-        let _moving = self.moving();
+        self.move_waiting(&self.moving())
+    }
+
+    fn move_waiting(&self, _moving: &MutexGuard<'_, ()>) -> Result<(), StoreError> {
         let batch = {
             let mut state = self.state();
             state.waiting_bytes = 0;

@@ -15,7 +15,7 @@ pub type SharedWritableStore = Arc<dyn WritableStore>;
 pub type ObjectName = (ObjectHash, ObjectKind);
 
 /// Decides about an object that exists under the name of a new one of this size in bytes. Returns whether the existing object stays.
-pub type KeepsExisting<'k> = dyn Fn(ObjectName, u64) -> Result<bool, StoreError> + 'k;
+pub type KeepsExisting<'k> = dyn Fn(ObjectName, u64) -> Result<bool, StoreError> + Sync + 'k;
 
 /// A store to which objects can be added, and whose other files can be replaced.
 pub trait WritableStore: Store {
@@ -38,10 +38,11 @@ pub trait WritableStore: Store {
 
     /// Locks the repository against other publishers, and waits up to `wait` for a publisher that holds the lock.
     ///
-    /// The lock is released when the returned value is dropped, or when the process ends.
+    /// The lock is released when the returned value is dropped, or some time after the process has ended.
     fn lock(&self, wait: Duration) -> Result<PublishLock, StoreError>;
 
-    /// Returns a value that changes when an object is deleted.
+    /// Returns a value that changes when an object is deleted, and that may change at other times. A storage that cannot tell whether
+    /// another program has deleted objects returns a value that never repeats.
     fn objects_version(&self) -> ObjectsVersion;
 
     /// Returns the free space in bytes, or `None` if the storage does not report it.
@@ -55,7 +56,8 @@ pub trait WritableStore: Store {
 ///
 /// [`Staging`](super::Staging) keeps account of the objects; this is only how they are written and made durable.
 pub trait StoreRun: fmt::Debug + Send + Sync {
-    /// Writes an object, which readers of the store need not see before [`Self::name_objects`].
+    /// Writes an object, which readers of the store must not see before [`Self::name_objects`]: discarding it must not remove an object
+    /// that another run relies on.
     fn write(&self, object: ObjectName, stored: &[u8]) -> Result<(), StoreError>;
 
     /// Makes written objects durable, and then gives them their names. An object whose name exists is discarded if `keeps_existing`
@@ -80,8 +82,8 @@ pub trait StoreRun: fmt::Debug + Send + Sync {
 
     /// Replaces files beside the objects, such as `.cvmfspublished`, each atomically and in the given order.
     ///
-    /// All new files are durable before the first one is replaced. Therefore each file has either its old or its new content, also
-    /// after an error or a crash. When the last file is replaced, clients see `revision`; it is `None` if no client can see the
+    /// Each file has either its old or its new content, also after an error or a crash. If a file has other content than it must have,
+    /// this fails with [`StoreError::Changed`], and that file and the later ones stay. When the last file is replaced, clients see `revision`; it is `None` if no client can see the
     /// store yet. Errors after this replacement are returned as values, because the revision is published.
     fn replace_files(&self, files: &[NewFile<'_>], revision: Option<u64>) -> Result<Vec<StoreError>, StoreError>;
 }
@@ -93,7 +95,7 @@ pub struct NewFile<'f> {
     pub name: &'f str,
     /// Its new content.
     pub bytes: &'f [u8],
-    /// If the file is to be replaced only while it is unchanged: the content that it must have, or `None` if it must not exist.
+    /// The content that the file must have to be replaced, or `Some(None)` if it must not exist. `None` replaces any content.
     pub replaces: Option<Option<&'f [u8]>>,
 }
 
@@ -112,9 +114,10 @@ impl<'f> NewFile<'f> {
     /// Fails if the file in `store` has other content than it must have.
     pub(super) fn check_replaced(&self, store: &dyn Store) -> Result<(), StoreError> {
         let Some(required) = self.replaces else { return Ok(()) };
-        match store.read_file(self.name)?.as_deref() == required {
-            true => Ok(()),
-            false => Err(StoreError::Changed { address: store.address(self.name) }),
+        match store.get(self.name, required.map_or(0, |content| content.len() as u64)) {
+            Ok(content) if content.as_deref() == required => Ok(()),
+            Ok(_) | Err(StoreError::TooLarge { .. }) => Err(StoreError::Changed { address: store.address(self.name) }),
+            Err(error) => Err(error),
         }
     }
 }

@@ -78,7 +78,7 @@ fn directory_on_ext4_satisfies_the_contract_of_stores() {
     }
     let home = tempfile::tempdir().unwrap();
     let mount = "truncate -s 64M $1.ext4 && mkfs.ext4 -q $1.ext4 && mount -o loop $1.ext4 $1";
-    match mounted(&home.path().join("point"), &format!("mkdir $1 && {mount}")) {
+    match mounted(&home.path().join("point"), &format!("mkdir -p $1 && {mount}")) {
         Some((_namespace, path)) => {
             assert_eq!(type_of(&path), EXT4);
             assert_contract(&path);

@@ -12,9 +12,8 @@ impl DirectoryRun {
     /// Replaces files, see [`StoreRun::replace_files`](crate::store::StoreRun::replace_files).
     pub(super) fn replace(&self, files: &[NewFile<'_>], revision: Option<u64>) -> Result<Vec<StoreError>, StoreError> {
         let replaced = self.write_files(files).and_then(|()| self.move_files(files, revision));
-        if replaced.is_err() {
-            files.iter().for_each(|file| drop(fs::remove_file(self.directory.join(file.name))));
-        }
+        // Only after an error there is something to delete.
+        files.iter().for_each(|file| drop(fs::remove_file(self.directory.join(file.name))));
         replaced
     }
 
@@ -68,7 +67,7 @@ fn despite_failure(path: &Path, bytes: &[u8], error: io::Error, is_last: bool) -
     match read_regular_up_to(bytes.len() as u64, path) {
         Ok(Some(content)) if is_last && content == bytes => Ok(vec![error]),
         Err(source) if is_last && source.kind() != io::ErrorKind::NotFound => {
-            Ok(vec![error, StoreError::Unknown { path: path.to_owned(), source }])
+            Ok(vec![error, StoreError::Unknown { address: path.display().to_string(), source }])
         }
         _ => Err(error),
     }
