@@ -58,11 +58,12 @@ fn run(commands: &[&DocumentedCommand]) -> Vec<String> {
     shell.envs([("USER", "root"), ("LC_ALL", "C.UTF-8"), ("TZ", "UTC")]);
     let mut shell = shell.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
     shell.wait().unwrap();
+    // Read before the signal, because a mount that is about to end may print that it was interrupted.
+    let printed = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
     // What a page started and did not end, such as a mount, ends now.
     kill_process_group(Pid::from_child(&shell), Signal::TERM).ok();
     wait_until("no file system is mounted any more", || !has_mounts(&work));
-    let output = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
-    output.split(MARK).skip(1).map(str::to_owned).collect()
+    printed.split(MARK).skip(1).map(str::to_owned).collect()
 }
 
 fn path_with_strata() -> std::ffi::OsString {
